@@ -1,0 +1,425 @@
+"""``compare``: recipes side by side on one model; speed, bytes and quality in one record, a table and a report."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import torch
+
+from tokenary.bench.measure import PLAIN, Measurement, Row, fitting, measure
+from tokenary.bench.peers import peers_of
+from tokenary.bench.quality import Quality, keep_only, sliding_texts, sweep
+from tokenary.core.claim import device_name, versions
+from tokenary.core.errors import InputError, OptionError
+from tokenary.core.recipe import Recipe
+from tokenary.data import Prompt, prose
+from tokenary.data import prompts as shipped_prompts
+from tokenary.models import LM
+from tokenary.run import load
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+SCHEMA = 1
+#: Sizes of the default comparison, chosen so that seven recipes on SmolLM2-135M take under five minutes on two cores.
+N_PROMPTS, MAX_NEW_TOKENS = 6, 40
+N_TEXTS, TEXT_TOKENS, SCORED_TOKENS = 4, 640, 128
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The record of a comparison.
+
+    Parameters
+    ----------
+    record : dict
+        Plain JSON types. Keys ``schema, tool, date, minutes, complete, model, machine, versions, settings, prompts,
+        warmup, rows, quality, passes, outputs, warnings``.
+    """
+
+    record: dict[str, Any]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One row a contender, plain greedy first: the fields of `Row`, and ``quality`` (None for a full cache)."""
+        return self.record["rows"]
+
+    @property
+    def complete(self) -> bool:
+        """False if it was interrupted."""
+        return self.record["complete"]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What the reader should know before trusting the figures."""
+        return self.record["warnings"]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record, plain JSON types."""
+        return self.record
+
+    @classmethod
+    def read(cls, path: str | os.PathLike[str]) -> Comparison:
+        """Read a ``results.json``.
+
+        Raises
+        ------
+        InputError
+            The file is not there, or is no such record.
+        """
+        try:
+            record = json.loads(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from error
+        except ValueError as error:
+            raise InputError(f"{path} is not JSON: {error}") from error
+        if not isinstance(record, dict) or record.get("tool") != "tokenary compare" or record.get("schema") != SCHEMA:
+            raise InputError(f"{path} is no record of tokenary compare (version {SCHEMA})")
+        return cls(record)
+
+    def table(self) -> Table:
+        """Return the table for a terminal."""
+        from rich.box import SIMPLE
+        from rich.table import Table
+
+        from tokenary.bench.report import KINDS, cells, columns, headline
+
+        table = Table(
+            title=headline(self.record), title_justify="left", title_style="bold", caption_justify="left", box=SIMPLE
+        )
+        table.caption = _caption(self.record)
+        for name, justify in columns(self.record):
+            table.add_column(name.replace(" ", "\n"), justify=justify, vertical="top", header_style="dim")
+        for kind in KINDS:
+            for row in self.rows:
+                if row["kind"] == kind:
+                    table.add_row(*cells(row, self.record), style="dim" if kind == "peer" else None)
+            table.add_section()
+        return table
+
+    def write(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
+        """Write ``results.json`` and ``report.html``, each to a temporary name first; return their paths.
+
+        Raises
+        ------
+        InputError
+            The folder cannot be written, or the disk is full; nothing half-written is left.
+        """
+        from tokenary.bench.report import render
+
+        files = {
+            "results.json": json.dumps(self.record, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+            "report.html": render(self.record),
+        }
+        results, report = write_texts(Path(folder), files)
+        return results, report
+
+
+def _caption(record: Mapping[str, Any]) -> str:
+    model, machine, settings = record["model"], record["machine"], record["settings"]
+    return (
+        f"{model['name']} {model['dtype']}, {len(record['prompts'])} prompts x {settings['max_new_tokens']} tokens, "
+        f"{settings['rounds']} rounds in turns; {machine['device']}, {machine['threads']} threads. "
+        "Peak memory is that of the whole process. Brackets: least and greatest round."
+    )
+
+
+def write_texts(folder: Path, files: Mapping[str, str]) -> list[Path]:
+    """Write text files under temporary names, then rename them all.
+
+    Raises
+    ------
+    InputError
+        One line on what the system refused.
+    """
+    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            with temporary[name].open("w", encoding="utf-8") as stream:
+                stream.write(text)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name in files:
+            os.replace(temporary[name], folder / name)
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
+    finally:
+        for path in temporary.values():
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+    return [folder / name for name in files]
+
+
+def balanced(prompts: Sequence[Prompt], count: int, seed: int = 0) -> list[Prompt]:
+    """Choose prompts so that sets and workloads are served alike, in file order.
+
+    Parameters
+    ----------
+    prompts : sequence of Prompt
+        To choose from.
+    count : int
+        How many; the first round takes one of each set, workloads alternating, the second the other way round.
+    seed : int
+        Another seed chooses others of the same kinds.
+    """
+    sets, workloads = (list(dict.fromkeys(getattr(p, field) for p in prompts)) for field in ("set", "workload"))
+    cells = {(p.set, p.workload): [q for q in prompts if (q.set, q.workload) == (p.set, p.workload)] for p in prompts}
+    chosen: list[Prompt] = []
+    for turn in range(len(prompts) + len(workloads)):
+        for number, name in enumerate(sets):
+            cell = cells.get((name, workloads[(turn + number) % len(workloads)]), [])
+            at = turn // len(workloads)
+            if at < len(cell) and len(chosen) < count:
+                chosen.append(cell[(at + seed) % len(cell)])
+    return sorted(chosen, key=prompts.index)
+
+
+def compare(
+    lm_or_name: LM | str | os.PathLike[str],
+    recipes: Iterable[str | Recipe],
+    *,
+    prompts: Sequence[Any] | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    rounds: int = 3,
+    seed: int = 0,
+    budgets: Sequence[float] = (25, 50, 75),
+    quality: bool = True,
+    peers: bool = False,
+    progress: Any = None,
+) -> Comparison:
+    """Compare recipes on one model: speed against plain greedy, bytes held, equality of outputs, quality lost.
+
+    Parameters
+    ----------
+    lm_or_name : LM, str or path
+        A loaded model, or what `tokenary.load` takes.
+    recipes : iterable of str or Recipe
+        Plain greedy is always measured, first.
+    prompts : sequence of Prompt, str or token ids, optional
+        By default six that ship with the package, one a set, friendly and hostile ones.
+    max_new_tokens : int
+        Most tokens a prompt.
+    rounds : int
+        Counted repeats.
+    seed : int
+        Chooses among the prompts and texts that ship with the package.
+    budgets : sequence of float
+        Percent of the prompt's tokens at which keep policies are measured, beside their own.
+    quality : bool
+        Measure the perplexity of keep policies on prose that ships with the package.
+    peers : bool
+        Also run transformers' ``generate`` on the same weights, and llama.cpp where it is installed.
+    progress : callable or rich.progress.Progress, optional
+        Told of every run; a callable gets a `Step`.
+
+    Returns
+    -------
+    Comparison
+        After Ctrl-C it holds what was measured so far and ``complete`` is False.
+
+    Raises
+    ------
+    RecipeError, OptionError, UnknownNameError, InputError, FetchError, UnsupportedModelError
+        Before any work is done.
+    KeyboardInterrupt
+        Only if nothing was measured yet.
+    """
+    chosen = [Recipe.parse(recipe) for recipe in recipes]
+    for recipe in chosen:
+        recipe.build()  # options are checked before a model is loaded
+    for name, value in (("rounds", rounds), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise OptionError(name, value, "an integer at least 1")
+    for budget in budgets:
+        if not 0 < budget <= 100:
+            raise OptionError("budgets", budget, "percent above 0 and at most 100")
+    began, started, load_average = time.perf_counter(), datetime.datetime.now(datetime.UTC), _load_average()
+    lm = lm_or_name if isinstance(lm_or_name, LM) else load(lm_or_name, progress=progress is not None)
+    if prompts is None:
+        prompts = balanced(fitting(lm, shipped_prompts(), max_new_tokens), N_PROMPTS, seed)
+    others, warnings = peers_of(lm, max_new_tokens) if peers else ([], [])
+    measurement = measure(
+        lm, chosen, prompts, max_new_tokens=max_new_tokens, rounds=rounds, peers=others, progress=progress
+    )
+    rows = measurement.rows()
+    if not rows:
+        raise KeyboardInterrupt
+    curves: dict[str, list[Quality]] = {}
+    complete = measurement.complete
+    if quality and complete and any(map(keep_only, chosen)):
+        try:
+            texts, scored = _texts(lm, seed)
+            for policy, point in sweep(lm, chosen, texts, len(texts[0]) - scored, budgets, progress):
+                curves.setdefault(policy, []).append(point)
+        except InputError as error:
+            warnings.append(f"quality was not measured: {error}")
+        except KeyboardInterrupt:
+            complete = False
+    record = {
+        "schema": SCHEMA,
+        "tool": "tokenary compare",
+        "date": started.isoformat(timespec="seconds"),
+        "minutes": round((time.perf_counter() - began) / 60, 2),
+        "complete": complete,
+        "model": {
+            "name": lm.name,
+            "fingerprint": lm.fingerprint,
+            "source": lm.source,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+        },
+        "machine": {
+            "device": device_name(),
+            "system": platform.platform(terse=True),
+            "cores": os.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "threads": torch.get_num_threads(),
+            "load_average": load_average,
+        },
+        "versions": versions(),
+        "settings": {
+            "recipes": [str(recipe) for recipe in chosen],
+            "max_new_tokens": max_new_tokens,
+            "rounds": rounds,
+            "batch_size": 1,
+            "seed": seed,
+            "budgets": list(budgets),
+            "peers": peers,
+        },
+        "prompts": [
+            {
+                "id": case.id,
+                "set": case.set,
+                "workload": case.workload,
+                "tokens": len(case.token_ids),
+                "text": case.text,
+            }
+            for case in measurement.cases
+        ],
+        "warmup": [case.id for case in measurement.lessons],
+        "rows": [_row(row, curves) for row in rows],
+        "quality": _quality(curves),
+        "passes": _passes(measurement),
+        "outputs": _outputs(measurement, lm),
+        "warnings": [*warnings, *_warnings(rows, rounds, complete, load_average)],
+    }
+    return Comparison(_plain_json(record))
+
+
+def _texts(lm: LM, seed: int) -> tuple[list[list[int]], int]:
+    """Pieces of prose, and how many tokens at the end of each are scored."""
+    length = min(TEXT_TOKENS, lm.context_length)
+    shift = seed * 0.618 % 1.0
+    return sliding_texts(lm, prose(), N_TEXTS, length, shift), length * SCORED_TOKENS // TEXT_TOKENS
+
+
+def _row(row: Row, curves: Mapping[str, list[Quality]]) -> dict[str, Any]:
+    """A row as plain JSON types, with the quality of its keep policy."""
+    made = asdict(row) | {"near_ties": row.near_ties, "quality": None, "keeps": False}
+    part = keep_only(Recipe.parse(row.name)) if row.kind == "recipe" else None
+    if part is not None:
+        made["keeps"] = True
+        points = [point for curve in curves.values() for point in curve if point.recipe == str(part)]
+        if points:
+            made["quality"] = points[0].to_json(curves[PLAIN][0])
+    return made
+
+
+def _quality(curves: Mapping[str, list[Quality]]) -> dict[str, Any] | None:
+    """The curves as plain JSON types."""
+    if not curves:
+        return None
+    full = curves[PLAIN][0]
+    return {
+        "text": "Moby-Dick",
+        "prompt_tokens": full.prompt_tokens,
+        "new_tokens": full.new_tokens,
+        "curves": {
+            name: [point.to_json(full) for point in sorted(points, key=lambda point: point.kv_bytes)]
+            for name, points in curves.items()
+        },
+    }
+
+
+def _passes(measurement: Measurement) -> dict[str, dict[str, list[list[int]]]]:
+    """Drafted and accepted tokens of every pass, before anything was learned and in the first round."""
+    made = {}
+    for contender in measurement.contenders:
+        if contender.learns:
+            runs = {"cold": measurement.cold.get(contender.name, {}), "warm": measurement.rounds[0][contender.name]}
+            made[contender.name] = {
+                state: [list(one) for _, sample in sorted(samples.items()) for row in sample.per_pass for one in row]
+                for state, samples in runs.items()
+            }
+    return made
+
+
+def _outputs(measurement: Measurement, lm: LM) -> list[dict[str, Any]]:
+    """What plain greedy and every drafting recipe said in the first round, in pieces of text, one a token."""
+    made = []
+    for index, case in enumerate(measurement.cases):
+        for contender in measurement.contenders:
+            found = measurement.output(contender.name, index)
+            if found is None or not (contender.learns or contender.name == PLAIN):
+                continue
+            sample, row = found
+            ids = sample.token_ids[row]
+            made.append(
+                {
+                    "prompt": case.id,
+                    "recipe": contender.name,
+                    "token_ids": ids,
+                    "pieces": [f"{token} " for token in ids] if lm.tokenizer is None else lm.pieces(ids),
+                    "from_draft": sample.from_draft[row],
+                    "passes": len(sample.per_pass[row]),
+                }
+            )
+    return made
+
+
+def _warnings(rows: Sequence[Row], rounds: int, complete: bool, load_average: float | None) -> list[str]:
+    """What the reader should know before trusting the figures."""
+    found = []
+    if not complete:
+        found.append("the run was interrupted: only what every recipe had done is compared")
+    if rounds < 3:
+        found.append(f"{rounds} counted round{'s' * (rounds > 1)}: the spread says little below three")
+    cores = os.cpu_count() or 1
+    if load_average is not None and load_average > 0.75 * cores:
+        found.append(f"the machine was busy when the run began (load {load_average:.1f} on {cores} cores)")
+    unsteady = [row.name for row in rows if row.ratio.high - row.ratio.low > 0.15 * row.ratio.median]
+    if unsteady:
+        found.append(f"timings were unsteady (rounds more than 15% apart): {', '.join(unsteady)}")
+    for row in rows:
+        for difference in row.differences if row.lossless else ():
+            gap = "" if difference.gap is None else f", where two logits are {difference.gap:.3g} apart"
+            kind = "a near-tie" if difference.near_tie else "not a near-tie"
+            where = f"{difference.case} at token {difference.position + 1}{gap}"
+            found.append(f"{row.name} differs from plain greedy on {where} ({kind})")
+    return found
+
+
+def _load_average() -> float | None:
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def _plain_json(value: Any) -> Any:
+    """Tuples to lists, numbers that JSON lacks to None."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

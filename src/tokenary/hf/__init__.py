@@ -1,0 +1,4 @@
+"""The only door to transformers: cache, attention, target, generate, hooks, packed layers.
+
+A new version of transformers breaks here or nowhere; ``tests/hf`` holds one contract test an item.
+"""

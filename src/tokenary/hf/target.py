@@ -1,0 +1,152 @@
+"""The target: a model with a cache that scores draft trees, keeps the accepted path and forgets the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from tokenary.core.errors import InputError, UnsupportedModelError
+from tokenary.core.tree import TokenTree
+from tokenary.hf import attention
+from tokenary.hf.cache import LayerPolicy, PassInfo, TokenCache
+
+
+def check_causal(model: PreTrainedModel) -> None:
+    """Refuse a model that cannot decode over our cache.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If it is an encoder, an encoder-decoder, or has an attention of its own.
+    """
+    name = type(model).__name__
+    if model.config.is_encoder_decoder or not model.can_generate():
+        raise UnsupportedModelError(f"{name} is no decoder-only language model")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UnsupportedModelError(f"{name} does not use transformers' attention interface")
+
+
+class Target:
+    """A causal language model over a batch of sequences, one pass at a time.
+
+    Use it inside `attention.attached(model)`. Sequences may have different lengths; none is padded in the cache.
+
+    Parameters
+    ----------
+    model : PreTrainedModel
+        A decoder-only model.
+    policies : sequence of LayerPolicy or None, optional
+        What each layer keeps of the past.
+
+    Attributes
+    ----------
+    lengths : list of int
+        Tokens of each sequence that were committed.
+    """
+
+    def __init__(self, model: PreTrainedModel, policies: Sequence[LayerPolicy | None] | None = None) -> None:
+        check_causal(model)
+        self.model = model
+        self.cache = TokenCache(model.config, policies)
+        self.lengths: list[int] = []
+
+    @torch.inference_mode()
+    def prefill(
+        self,
+        prompts: Sequence[Sequence[int]],
+        chunk: int = 1024,
+        watch: Callable[[int, int, Tensor], None] | None = None,
+    ) -> Tensor:
+        """Read the prompts; return the logits after each one's last token, (B, V).
+
+        Parameters
+        ----------
+        prompts : sequence of sequence of int
+            Token ids, at least one each; lengths may differ.
+        chunk : int
+            Tokens a pass, which bounds the memory of long prompts.
+        watch : callable, optional
+            ``watch(row, start, logits)`` is called with the logits (n, V) after the tokens from `start` on, piece by
+            piece. Without it they are not computed.
+
+        Raises
+        ------
+        InputError
+            If a prompt is empty.
+        """
+        lengths = [len(prompt) for prompt in prompts]
+        if not prompts or min(lengths) == 0:
+            raise InputError("a prompt has no tokens")
+        device, longest = self.model.device, max(lengths)
+        ids = torch.zeros(len(prompts), longest, dtype=torch.long)
+        for row, prompt in enumerate(prompts):
+            ids[row, : lengths[row]] = torch.as_tensor(prompt)
+        last = torch.empty(0)
+        for start in range(0, longest, chunk):
+            stop = min(start + chunk, longest)
+            steps = torch.arange(start, stop)
+            positions = torch.stack([torch.where(steps < length, steps, -1) for length in lengths]).to(device)
+            ends = sorted({length - 1 - start for length in lengths if start < length <= stop})
+            self.cache.begin(PassInfo(positions=positions, prompt=True, more=stop < longest))
+            logits = self.model(
+                input_ids=ids[:, start:stop].to(device),
+                position_ids=positions.clamp(min=0),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=torch.tensor(ends or [0], device=device) if watch is None else 0,
+            ).logits
+            if start == 0:
+                last = logits.new_zeros(len(prompts), logits.shape[-1])
+            for row, length in enumerate(lengths):
+                if watch is not None and start < length:
+                    watch(row, start, logits[row, : min(length, stop) - start])
+                if start < length <= stop:
+                    last[row] = logits[row, length - 1 - start if watch is not None else ends.index(length - 1 - start)]
+            self.cache.commit([range(min(max(length - start, 0), stop - start)) for length in lengths])
+        self.lengths = lengths
+        return last
+
+    @torch.inference_mode()
+    def score(self, tree: TokenTree) -> Tensor:
+        """Run the model once over the nodes of a batch of trees; return logits (B, W, V)."""
+        device = self.model.device
+        positions = torch.from_numpy(tree.depth) + torch.tensor(self.lengths)[:, None]
+        chain = tree.width == 1
+        ancestors = None if chain else torch.from_numpy(tree.ancestors).to(device)
+        positions = positions.to(device)
+        self.cache.begin(PassInfo(ancestors=ancestors, positions=positions))
+        return self.model(
+            input_ids=torch.from_numpy(tree.ids).to(device),
+            position_ids=positions,
+            past_key_values=self.cache,
+            use_cache=True,
+        ).logits
+
+    @torch.inference_mode()
+    def commit(self, paths: Sequence[Sequence[int]]) -> None:
+        """Keep these nodes of each tree (ascending, from the root) and roll back the others."""
+        self.cache.commit(paths)
+        self.lengths = [length + len(path) for length, path in zip(self.lengths, paths, strict=True)]
+
+    def room(self, row: int) -> int | None:
+        """How many tokens of a sequence may be committed at once; None for any number."""
+        return self.cache.room(row)
+
+    @torch.inference_mode()
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Go on with these sequences only, in this order."""
+        self.cache.select_rows(rows)
+        self.lengths = [self.lengths[row] for row in rows]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys, values and bookkeeping held."""
+        return self.cache.nbytes
+
+
+attached = attention.attached
+
+__all__ = ["Target", "attached", "check_causal"]

@@ -1,0 +1,125 @@
+"""The protocol of keeping a part of the past, and what all keep policies share."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers import PretrainedConfig
+
+from tokenary.core.budget import Budget, Layers, spread
+from tokenary.core.method import Method
+from tokenary.core.token_map import Select, TokenMap
+
+
+def recent_and_top(scores: Tensor, kept: int, window: int) -> Select:
+    """Choose the newest tokens and, of the older ones, those with the largest scores.
+
+    Parameters
+    ----------
+    scores : Tensor
+        (Hkv, N), in the order of the tokens.
+    kept : int
+        Tokens that stay, at most N.
+    window : int
+        How many of them are the newest, at most `kept`.
+
+    Returns
+    -------
+    Select
+        (Hkv, kept, N); the order of the tokens is kept.
+    """
+    held = scores.shape[-1]
+    older = scores[:, : held - window].topk(kept - window).indices.sort(-1).values
+    newest = torch.arange(held - window, held, device=scores.device).expand(len(scores), -1)
+    return Select(torch.cat([older, newest], dim=-1), num_tokens=held)
+
+
+class KeepPolicy(Method):
+    """Keeps a part of the past of every sequence: reduces at the end of the prompt, then every `interval` tokens.
+
+    A subclass names its options in ``__init__``, calls this one's, and implements `layer`.
+
+    Parameters
+    ----------
+    keep : Budget
+        How much stays; a share is of the prompt. Between two reductions a cache grows by `interval` tokens.
+    layers : {"uniform", "pyramid"}
+        How the budget is shared out over the layers.
+    interval : int
+        New tokens between two reductions during decoding.
+    """
+
+    def __init__(self, keep: Budget, layers: Layers = "uniform", interval: int = 16) -> None:
+        self.keep, self.layers, self.interval = keep, layers, interval
+
+    @abstractmethod
+    def layer(self, index: int) -> KeepLayer:
+        """Return fresh state for one layer."""
+
+    def attach(self, config: PretrainedConfig, dtype: torch.dtype) -> list[KeepLayer]:
+        """Return fresh state for every layer of a model, with nothing left of earlier sequences."""
+        text = config.get_text_config(decoder=True)
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        made = []
+        for index in range(text.num_hidden_layers):
+            state = self.layer(index)
+            state.index, state.n_layers, state.kv_heads = index, text.num_hidden_layers, heads
+            state.bytes_per_token = 2 * text.num_hidden_layers * heads * size * dtype.itemsize
+            made.append(state)
+        return made
+
+
+class KeepLayer:
+    """State of a keep policy in one layer, for every sequence of a batch; see `tokenary.hf.cache.LayerPolicy`.
+
+    Subclasses implement `choose`; those that look at attention set `observes` and implement the two observers.
+    """
+
+    observes = False
+    index: int
+    n_layers: int
+    kv_heads: int
+    bytes_per_token: int
+
+    def __init__(self, policy: KeepPolicy) -> None:
+        self.policy = policy
+        self._budget: dict[int, int | None] = {}
+
+    @abstractmethod
+    def choose(self, row: int, held: int, kept: int) -> TokenMap:
+        """Choose `kept` of the `held` tokens of a sequence: a map (Hkv or shared, kept, held)."""
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors held."""
+        return 0
+
+    def observe_prompt(self, row: int, query_states: Tensor, key_states: Tensor, scaling: float) -> None:
+        """See a piece of one sequence's prompt: queries (Hq, Q, D) that are the newest of the keys (Hkv, N, D)."""
+
+    def observe(self, row: int, logits: Tensor) -> None:
+        """See the attention logits (Hkv, G, A, N) of A newly committed tokens, -inf where they must not look."""
+
+    def keep(self, row: int, held: int, n_new: int, prompt: bool) -> TokenMap | None:
+        """Choose what stays after `n_new` tokens came; None for everything."""
+        if prompt:
+            total = self.policy.keep.resolve(held, self.bytes_per_token)
+            shares = None if total is None else spread(total, self.n_layers, self.policy.layers)
+            self._budget[row] = None if shares is None else shares[self.index]
+        kept = self._budget.get(row)
+        if kept is None or held <= kept or (not prompt and held < kept + self.policy.interval):
+            return None
+        return self.choose(row, held, kept)
+
+    def room(self, row: int, held: int) -> int | None:
+        """How many tokens may be committed before the next reduction; None for any number."""
+        kept = self._budget.get(row)
+        return None if kept is None else max(1, kept + self.policy.interval - held)
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep the state of these sequences, in this order; none of them resets it."""
+        self._budget = {new: self._budget[old] for new, old in enumerate(rows) if old in self._budget}

@@ -1,0 +1,367 @@
+"""The laws of keeping: what stays is within the budget, is freed for good, and depends on its own text alone.
+
+The last law is the contract with drafting: since a cache reduces only at commits, and never lets a pass commit past
+the next reduction (`room`), verifying drafts over a policy gives the text that decoding one by one over it gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tokenary.core.budget import spread
+from tokenary.core.laws import (
+    LawBroken,
+    LawFunction,
+    Make,
+    NotApplicable,
+    options_are_checked_and_fixed,
+    require,
+    same_tokens,
+    the_recipe_survives_json,
+)
+from tokenary.core.seeding import substream
+from tokenary.core.token_map import TokenMap, check_token_map
+from tokenary.core.tree import TokenTree
+from tokenary.hf.cache import TokenCache, TokenLayer
+from tokenary.hf.target import Target, attached
+from tokenary.memory.base import KeepPolicy
+from tokenary.models.lm import LM
+from tokenary.models.tiny import tiny_lm
+
+NEW = 40
+
+
+def prompts_of(*lengths: int, seed: int = 0) -> list[list[int]]:
+    """Prompts of random token ids."""
+    return [
+        substream(seed, "law prompt", number).integers(0, 97, length).tolist() for number, length in enumerate(lengths)
+    ]
+
+
+RAGGED = prompts_of(70, 33, 101, 64)
+
+
+def target_of(lm: LM, policy: Any | None) -> Target:
+    """Return a target over a policy, or over a full cache."""
+    return Target(lm.model, None if policy is None else policy.attach(lm.model.config, lm.dtype))
+
+
+def run(
+    lm: LM,
+    policy: Any | None,
+    prompts: Sequence[Sequence[int]],
+    new: int = NEW,
+    draft: Callable[[list[list[int]]], TokenTree] | None = None,
+    after: Callable[[Target, list[int]], None] | None = None,
+    target: Target | None = None,
+) -> list[list[int]]:
+    """Greedy tokens of each prompt: the plainest loop over a `Target`, here because a room imports no other room.
+
+    ``draft`` makes the trees of a pass from all tokens so far; without it every pass takes one token. ``after`` is
+    called with the target and the tokens taken of each sequence, after the prompts and after every pass.
+    """
+    target = target or target_of(lm, policy)
+    with attached(lm.model):
+        first = target.prefill(prompts).argmax(-1).tolist()
+        if after is not None:
+            after(target, [len(prompt) for prompt in prompts])
+        texts = [[*prompt, token] for prompt, token in zip(prompts, first, strict=True)]
+        while min(len(text) - len(prompt) for text, prompt in zip(texts, prompts, strict=True)) < new:
+            tree = TokenTree.roots([text[-1] for text in texts]) if draft is None else draft(texts)
+            choices = target.score(tree).argmax(-1).tolist()
+            paths = []
+            for row, text in enumerate(texts):
+                path = [0]
+                while (child := tree.child(row, path[-1], choices[row][path[-1]])) >= 0:
+                    path.append(child)
+                path = path[: target.room(row)]
+                text += [choices[row][node] for node in path]
+                paths.append(path)
+            target.commit(paths)
+            if after is not None:
+                after(target, [len(path) for path in paths])
+    return [text[len(prompt) :][:new] for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def layers_of(target: Target) -> list[Any]:
+    """Return the layers of a target's cache, every one a `TokenLayer`."""
+    return target.cache.layers
+
+
+def positions(layer: TokenLayer, row: int) -> list[list[int]]:
+    """Original positions that each key head of a sequence holds."""
+    held = layer.held[row]
+    if layer.positions is None:
+        assert layer.storage is not None
+        return [list(range(held))] * layer.storage.shape[2]
+    return layer.positions[row, :, :held].tolist()
+
+
+def dropping(make: Make, prompt: Sequence[int]) -> KeepPolicy:
+    """Make a policy that drops something of a prompt, or skip the law."""
+    policy: Any = make()
+    total = policy.keep.resolve(len(prompt), 1 << 20)
+    if total is None or total >= len(prompt):
+        raise NotApplicable(f"keep={policy.keep} drops nothing of {len(prompt)} tokens")
+    return policy
+
+
+class Watched:
+    """One layer's state, whose every choice is held to the laws of token maps and to its budget."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.maps = inner, 0
+
+    def __getattr__(self, name: str) -> Any:
+        """Leave everything else to the state itself."""
+        return getattr(self.inner, name)
+
+    def keep(self, row: int, held: int, n_new: int, prompt: bool) -> TokenMap | None:
+        """Choose, and check the choice."""
+        chosen = self.inner.keep(row, held, n_new, prompt)
+        if chosen is not None:
+            require(chosen.shape[-1] == held, f"a map of {chosen.shape[-1]} tokens where {held} are held")
+            require(chosen.shape[-2] <= held, f"keeps {chosen.shape[-2]} of {held} tokens")
+            self.maps += 1
+            if self.maps <= 3:
+                for broken in check_token_map(chosen):
+                    raise LawBroken(broken)
+        return chosen
+
+
+# ---------------------------------------------------------------------------------------------------- the laws
+
+
+def keeping_all_changes_nothing(make: Make) -> None:
+    """With the whole budget the text, and what is held, is that of a full cache."""
+    for family in ("llama", "gemma3", "gpt2"):
+        lm = tiny_lm(family=family)
+        same_tokens(run(lm, make(keep="100%"), RAGGED), run(lm, None, RAGGED), f"{family}, keep=100%")
+    lm = tiny_lm()
+    target = target_of(lm, make(keep="100%"))
+    run(lm, None, RAGGED[:1], target=target)
+    for index, layer in enumerate(layers_of(target)):
+        found, expected = layer.held[0], layer.committed[0]
+        require(found == expected, f"layer {index} holds {found} of {expected} tokens with keep=100%")
+
+
+def the_budget_is_kept(make: Make) -> None:
+    """After the prompt a layer holds its share of the budget, later at most `interval` tokens more."""
+    lm = tiny_lm(layers=3)
+    policy: Any = dropping(make, RAGGED[2])
+    states = policy.attach(lm.model.config, lm.dtype)
+    rows = range(len(RAGGED))
+    budgets = []
+    for prompt in RAGGED:
+        total = policy.keep.resolve(len(prompt), states[0].bytes_per_token)
+        budgets.append([len(prompt)] * 3 if total is None else spread(total, 3, policy.layers))
+
+    def after(target: Target, taken: list[int]) -> None:
+        prompt = taken == [len(ids) for ids in RAGGED]
+        for index, layer in enumerate(layers_of(target)):
+            for row in rows:
+                most = min(budgets[row][index], len(RAGGED[row])) if prompt else budgets[row][index] + policy.interval
+                held = layer.held[row]
+                require(held <= most, f"layer {index} holds {held} tokens of sequence {row}, {most} are allowed")
+
+    run(lm, None, RAGGED, after=after, target=Target(lm.model, states))
+
+
+def memory_really_falls(make: Make) -> None:
+    """Half the budget takes little more than half the bytes, bookkeeping and free slots included; so does a third."""
+    lm, prompt = tiny_lm(hidden=128, heads=2, kv_heads=1), prompts_of(300)
+    sizes: dict[str, list[int]] = {"100%": [], "50%": [], "33%": []}
+    for keep, found in sizes.items():
+
+        def after(target: Target, taken: list[int], found: list[int] = found) -> None:
+            found.append(target.nbytes)
+
+        run(lm, make(keep=keep), prompt, new=20, after=after)
+    policy: Any = make(keep="50%")
+    slack = policy.interval / len(prompt[0])
+    for keep, share in (("50%", 0.5), ("33%", 0.33)):
+        after_prompt = sizes[keep][0] / sizes["100%"][0]
+        require(after_prompt <= share + 0.06, f"{after_prompt:.2f} of the full cache's bytes at keep={keep}")
+        later = max(sizes[keep]) / max(sizes["100%"])
+        require(
+            later <= share + 0.12 + slack, f"{later:.2f} of the full cache's bytes between reductions at keep={keep}"
+        )
+
+
+def what_was_dropped_stays_dropped(make: Make) -> None:
+    """A head holds tokens in the order of the text, each once, and none that it held no more before."""
+    lm = tiny_lm()
+    policy = dropping(make, RAGGED[2])
+    held: dict[tuple[int, int, int], set[int]] = {}
+    seen = [0] * len(RAGGED)
+
+    def after(target: Target, taken: list[int]) -> None:
+        for row, count in enumerate(taken):
+            fresh = set(range(seen[row], seen[row] + count))
+            seen[row] += count
+            for index, layer in enumerate(layers_of(target)):
+                for head, now in enumerate(positions(layer, row)):
+                    before = held.get((row, index, head), set())
+                    where = f"layer {index}, head {head}, sequence {row}"
+                    require(now == sorted(set(now)), f"{where}: positions {now} are not ascending")
+                    strange = sorted(set(now) - before - fresh)
+                    require(not strange, f"{where}: position {strange[:1]} came back")
+                    held[row, index, head] = set(now)
+
+    run(lm, policy, RAGGED, after=after)
+
+
+def keys_stay_those_of_their_tokens(make: Make) -> None:
+    """Right after the prompt, the keys and values held are those of the full cache at the positions held."""
+    lm, prompt = tiny_lm(), RAGGED[2]
+    full, kept = target_of(lm, None), target_of(lm, dropping(make, prompt))
+    with attached(lm.model):
+        full.prefill([prompt])
+        kept.prefill([prompt])
+    for index, (whole, layer) in enumerate(zip(layers_of(full), layers_of(kept), strict=True)):
+        place = torch.tensor(positions(layer, 0))[None, ..., None].expand(1, -1, -1, layer.storage.shape[-1])
+        for name, left, right in (("keys", layer.keys, whole.keys), ("values", layer.values, whole.values)):
+            near = torch.allclose(left, right.gather(2, place), rtol=1e-4, atol=1e-4)
+            require(near, f"layer {index}: the {name} are not those of the tokens at the positions held")
+
+
+def every_choice_is_a_token_map(make: Make) -> None:
+    """Every choice is a map over exactly the tokens held, and keeps the laws of token maps."""
+    lm, prompts = tiny_lm(), [RAGGED[2], RAGGED[1]]
+    states = [Watched(state) for state in dropping(make, RAGGED[2]).attach(lm.model.config, lm.dtype)]
+    run(lm, None, prompts, target=Target(lm.model, states))
+    require(any(state.maps for state in states), "nothing was ever chosen")
+
+
+def the_same_options_give_the_same_text(make: Make) -> None:
+    """Two fresh instances, and one instance twice, give the same text."""
+    lm = tiny_lm()
+    used = make()
+    first = run(lm, used, RAGGED)
+    same_tokens(run(lm, make(), RAGGED), first, "a fresh instance")
+    run(lm, used, prompts_of(90, 41, seed=1))
+    same_tokens(run(lm, used, RAGGED), first, "after other texts")
+    same_tokens(run(lm, used, RAGGED[2:]), first[2:], "after a larger batch")
+
+
+def a_reset_forgets(make: Make) -> None:
+    """After ``reset`` a cache writes what a new one writes."""
+    lm = tiny_lm()
+    target = target_of(lm, make())
+    first = run(lm, None, RAGGED, target=target)
+    target.cache.reset()
+    require(target.nbytes == 0, f"{target.nbytes} bytes are held after a reset")
+    same_tokens(run(lm, None, RAGGED[1:], target=target), first[1:], "after a reset")
+
+
+def a_batch_is_its_sequences(make: Make) -> None:
+    """Neighbours in a batch change neither a text nor what is held of it."""
+    lm = tiny_lm()
+    batch = target_of(lm, make())
+    texts = run(lm, None, RAGGED, target=batch)
+    for row, prompt in enumerate(RAGGED):
+        single = target_of(lm, make())
+        same_tokens(run(lm, None, [prompt], target=single), [texts[row]], f"sequence {row} alone")
+        for index, (one, other) in enumerate(zip(layers_of(single), layers_of(batch), strict=True)):
+            alike = positions(one, 0) == positions(other, row)
+            require(alike, f"layer {index} holds other tokens of sequence {row} when it is alone")
+
+
+def sequences_may_leave(make: Make) -> None:
+    """When sequences leave the batch, or are reordered, the others go on as they would."""
+    lm = tiny_lm()
+    whole = run(lm, make(), RAGGED)
+    target, texts = target_of(lm, make()), [list(prompt) for prompt in RAGGED]
+    rows = list(range(len(RAGGED)))
+    with attached(lm.model):
+        for row, token in zip(rows, target.prefill(RAGGED).argmax(-1).tolist(), strict=True):
+            texts[row].append(token)
+        for step in range(1, NEW):
+            if step in (7, 23):
+                order = [2, 0, 3] if step == 7 else [1, 0]
+                rows = [rows[at] for at in order]
+                target.select_rows(order)
+            logits = target.score(TokenTree.roots([texts[row][-1] for row in rows]))
+            target.commit([[0]] * len(rows))
+            for row, token in zip(rows, logits[:, 0].argmax(-1).tolist(), strict=True):
+                texts[row].append(token)
+    for row, prompt in enumerate(RAGGED):
+        found = texts[row][len(prompt) :]
+        same_tokens([found], [whole[row][: len(found)]], f"sequence {row}")
+
+
+def left_padding_changes_nothing(make: Make) -> None:
+    """Under ``model.generate`` with left-padded prompts, padding is neither kept nor looked at."""
+    lm = tiny_lm()
+    policy: Any = make()
+    longest = max(map(len, RAGGED))
+    ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in RAGGED])
+    mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in RAGGED])
+    cache = TokenCache(lm.model.config, policy.attach(lm.model.config, lm.dtype))
+    with attached(lm.model):
+        found = lm.model.generate(  # type: ignore[operator]
+            ids, attention_mask=mask, past_key_values=cache, max_new_tokens=NEW, do_sample=False, pad_token_id=0
+        )
+    same_tokens(found[:, longest:].tolist(), run(lm, make(), RAGGED), "generate with left padding")
+
+
+def drafts_change_nothing(make: Make) -> None:
+    """Draft trees, right and wrong, verified over the policy give the text, and the cache, of one token a pass."""
+    lm = tiny_lm()
+    for prompts in (RAGGED[2:3], RAGGED):
+        plain_target, target = target_of(lm, make()), target_of(lm, make())
+        plain = run(lm, None, prompts, NEW + 8, target=plain_target)
+        truth = [prompt + ids for prompt, ids in zip(prompts, plain, strict=True)]
+        stream, passes = np.random.default_rng(0), list[int]()
+
+        def draft(texts: list[list[int]], truth: list[list[int]] = truth, stream: Any = stream) -> TokenTree:
+            return oracle(texts, truth, stream)
+
+        def count(target: Target, taken: list[int], passes: list[int] = passes) -> None:
+            passes.append(max(taken))
+
+        found = run(lm, None, prompts, NEW, draft, count, target)
+        same_tokens(found, [ids[:NEW] for ids in plain], f"drafts, batch of {len(prompts)}")
+        policy: Any = make()
+        if policy.interval > 1:
+            require(max(passes[1:]) > 1, "no draft was ever accepted: `room` allows single tokens only")
+
+
+def oracle(texts: Sequence[list[int]], truth: Sequence[list[int]], stream: np.random.Generator) -> TokenTree:
+    """Trees that hold the tokens to come between wrong ones, now and then a wrong one in their place."""
+    trees = []
+    for text, full in zip(texts, truth, strict=True):
+        n, full = len(text), [*full, 0, 0, 0, 0, 0]
+        right = full[n : n + 4] + [0] * (4 - len(full[n : n + 4]))
+        wrong = [(token + 1) % 97 for token in right]
+        tokens = [text[-1], wrong[0], right[0], right[1], wrong[1], right[2], wrong[2], right[3]]
+        parents = [-1, 0, 0, 2, 2, 3, 3, 5]
+        if stream.random() < 0.3:
+            tokens[5] = wrong[2]
+        size = int(stream.integers(2, 9))
+        trees.append((tokens[:size], parents[:size]))
+    return TokenTree.stack(trees)
+
+
+LAWS: dict[str, tuple[LawFunction, ...]] = {
+    "keep": (
+        keeping_all_changes_nothing,
+        the_budget_is_kept,
+        memory_really_falls,
+        what_was_dropped_stays_dropped,
+        keys_stay_those_of_their_tokens,
+        every_choice_is_a_token_map,
+        the_same_options_give_the_same_text,
+        a_reset_forgets,
+        a_batch_is_its_sequences,
+        sequences_may_leave,
+        left_padding_changes_nothing,
+        drafts_change_nothing,
+        options_are_checked_and_fixed,
+        the_recipe_survives_json,
+    )
+}

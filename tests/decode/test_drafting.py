@@ -1,0 +1,210 @@
+"""Choosing tokens, ranking them, the size of drafts; Token Recycling and prompt lookup against slow references."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tokenary.core.errors import OptionError, UnknownNameError
+from tokenary.core.tree import TokenTree
+from tokenary.decode import PromptLookup, TokenRecycling
+from tokenary.decode.base import Loop
+from tokenary.decode.prompt_lookup import find
+from tokenary.decode.sampling import Sampler, invert
+from tokenary.decode.scores import Scores, top_k
+from tokenary.decode.token_recycling import rank_paths
+from tokenary.decode.width import DraftWidth
+from tokenary.hf.target import Target, attached
+from tokenary.models import tiny_lm
+
+PROMPTS = [[5, 6, 7, 8, 9], [1, 2, 3], [10, 11] * 5, [4, 3, 2, 1]]
+
+
+def decode(model, prompts, proposer=None, sampler=None, n=40, **options):
+    with attached(model):
+        loop = Loop(Target(model), prompts, sampler or Sampler(), n, proposer=proposer, **options)
+        list(loop)
+    return loop.sequences
+
+
+@given(st.integers(1, 3), st.integers(1, 9), st.integers(130, 2000), st.integers(0, 99))
+@settings(max_examples=40, deadline=None)
+def test_top_k_equals_a_full_sort(rows, k, vocabulary, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.stack([torch.randperm(vocabulary, generator=generator) for _ in range(rows)]).float()
+    assert torch.equal(top_k(logits, k), logits.argsort(-1, descending=True)[:, :k])
+
+
+def test_inverting_never_chooses_what_has_no_probability():
+    probabilities = torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]])
+    assert invert(probabilities.expand(4, -1), [0.0, 0.4999, 0.5, 1 - 1e-16]) == [1, 1, 3, 3]
+
+
+def test_sampling_follows_the_processed_distribution():
+    sampler = Sampler(temperature=0.7, top_k=5, top_p=0.9, seed=1)
+    logits = torch.randn(1, 12, generator=torch.Generator().manual_seed(0))
+    expected = sampler.probabilities(logits)[0]
+    assert 1 <= int((expected > 0).sum()) <= 5
+    n = 4000
+    counts = Counter(sampler(logits, [row], [[0]])[0] for row in range(n))
+    distance = sum(abs(counts[i] / n - float(expected[i])) for i in range(12)) / 2
+    assert distance < 0.03  # about three times what chance gives
+
+
+def test_top_p_keeps_the_smallest_set_that_reaches_it():
+    logits = torch.tensor([[0.5, 0.3, 0.15, 0.05]]).log()
+    assert (Sampler(temperature=1, top_p=0.79).probabilities(logits) > 0).tolist() == [[True, True, False, False]]
+    assert (Sampler(temperature=1, top_p=0.81).probabilities(logits) > 0).tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.parametrize("options", [{"temperature": -1}, {"top_p": 0}, {"top_p": 1.1}, {"top_k": -1}])
+def test_a_wrong_sampler_is_refused(options):
+    with pytest.raises(OptionError):
+        Sampler(**options)
+
+
+def test_the_published_tree():
+    """80 nodes over six depths, as the paper's template has them; every parent is there, before its children."""
+    paths = rank_paths()
+    assert Counter(map(len, paths)) == {1: 8, 2: 21, 3: 25, 4: 15, 5: 8, 6: 3}
+    assert len(set(paths)) == 80
+    for at, path in enumerate(paths):
+        assert len(path) == 1 or path[:-1] in paths[:at]
+
+
+@given(st.integers(1, 80), st.integers(1, 8), st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_recycling_drafts_what_the_table_says(nodes, k, seed):
+    recycling = TokenRecycling(nodes=nodes, k=k)
+    table = np.random.default_rng(seed).integers(0, 50, (50, k))
+    recycling.table = table.astype(np.int32)
+    tree = recycling.propose([[3, 4], [7]], nodes)
+    assert tree.width == min(nodes, sum(max(path) < k for path in rank_paths())) + 1
+    for row, root in enumerate((4, 7)):
+        assert tree.ids[row, 0] == root
+        for node in range(1, tree.width):
+            parent = tree.parents[row, node]
+            rank = recycling._ranks[node]
+            assert 0 <= parent < node
+            assert tree.ids[row, node] == table[tree.ids[row, parent], rank]
+        siblings = list(zip(tree.parents[row], recycling._ranks[: tree.width], strict=True))
+        assert len(set(siblings)) == tree.width
+
+
+def test_recycling_learns_from_rejected_nodes_and_the_last_writer_wins():
+    logits = torch.randn(1, 4, 200, generator=torch.Generator().manual_seed(2))
+    tree = TokenTree(np.array([[5, 9, 5, 7]]), np.array([[-1, 0, 0, 1]]))
+    expected = logits[0].argsort(-1, descending=True)[:, :8].numpy()
+    everything, accepted = TokenRecycling(nodes=3), TokenRecycling(nodes=3, recycle="accepted")
+    for recycling in (everything, accepted):
+        recycling.observe(tree, Scores(logits), [[0, 1]])
+    assert everything.table[[5, 9, 7]].tolist() == expected[[2, 1, 3]].tolist()
+    assert accepted.table[[5, 9]].tolist() == expected[[0, 1]].tolist()
+    assert not accepted.table[7].any()
+    assert np.count_nonzero(everything.table.any(1)) == 3
+
+
+def test_recycling_warms_up_and_stays_lossless():
+    model = tiny_lm(seed=5).model
+    recycling = TokenRecycling(nodes=30, prompt=False)
+    plain = decode(model, PROMPTS)
+    cold, warm = decode(model, PROMPTS, recycling), decode(model, PROMPTS, recycling)
+    for sequences in (cold, warm):
+        assert [s.new_ids for s in sequences] == [s.new_ids for s in plain]
+    assert sum(s.trace.passes for s in warm) < sum(s.trace.passes for s in cold) < sum(s.trace.passes for s in plain)
+
+
+def test_recycling_may_learn_from_the_prompt():
+    model, prompts = tiny_lm(seed=5).model, [[1, 2, 1, 3], [7, 8]]
+    recycling, plain = TokenRecycling(nodes=8), TokenRecycling(nodes=8, prompt=False)
+    for method in (recycling, plain):
+        decode(model, prompts, method, n=1)
+    assert plain.table is None
+    ranked = [model(torch.tensor([prompt])).logits[0].argsort(-1, descending=True)[:, :8] for prompt in prompts]
+    assert recycling.table[[2, 1, 3]].tolist() == ranked[0][1:].tolist()
+    assert recycling.table[[7, 8]].tolist() == ranked[1].tolist()
+    assert np.count_nonzero(recycling.table.any(1)) == 5
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 6))
+@settings(max_examples=100, deadline=None)
+def test_prompt_lookup_equals_an_obvious_search(context, ngram, nodes):
+    expected = []
+    for n in range(min(ngram, len(context) - 1), 0, -1):
+        starts = [i for i in range(len(context) - n) if context[i : i + n] == context[-n:]]
+        if starts:
+            expected = context[starts[-1] + n : starts[-1] + n + nodes]
+            break
+    assert find(context, ngram, nodes) == expected
+
+
+def test_methods_are_found_by_class_and_options_are_checked():
+    assert TokenRecycling(nodes="12").options["nodes"] == 12
+    assert PromptLookup().options == {"nodes": "auto", "ngram": 3}
+    with pytest.raises(OptionError, match="nodes=81"):
+        TokenRecycling(nodes=81)
+    with pytest.raises(UnknownNameError, match="did you mean nodes"):
+        TokenRecycling(node=3)
+
+
+def test_width_drafts_nothing_where_nothing_is_accepted_and_much_where_all_is():
+    """A pass that costs 1 + 0.05 a row: worth its price only if drafts are accepted."""
+    hopeless, splendid = DraftWidth(40), DraftWidth(40)
+    for width in (hopeless, splendid):
+        width.calibrate(lambda rows: 1 + 0.05 * rows, 1)
+    for _ in range(200):
+        n = hopeless.choose(1)
+        hopeless.record(hopeless.cost(n + 1), n + 1, [n + 1], [[0]])
+        n = splendid.choose(1)
+        splendid.record(splendid.cost(n + 1), n + 1, [n + 1], [list(range(n + 1))])
+    assert hopeless.choose(1) <= 2
+    assert splendid.choose(1) >= 30
+
+
+def test_width_notices_that_a_pass_became_dear():
+    width = DraftWidth(40)
+    width.calibrate(lambda rows: 1.0, 1)
+    free = width.choose(1)
+    for _ in range(300):
+        n = width.choose(1)
+        width.record(1 + 0.3 * n, n + 1, [n + 1], [[0, 1]])
+    assert width.choose(1) < free == 39
+
+
+def test_ends_in_the_middle_of_a_draft():
+    model = tiny_lm(seed=5).model
+    plain = decode(model, PROMPTS)
+    end = plain[0].new_ids[17]
+    recycling = TokenRecycling(nodes=30)
+    for _ in range(2):
+        drafted = decode(model, PROMPTS, recycling, end_tokens=[end])
+        expected = [s.new_ids[: s.new_ids.index(end) + 1] if end in s.new_ids else s.new_ids for s in plain]
+        assert [s.new_ids for s in drafted] == expected
+        assert drafted[0].finish == "stop"
+    for n in (1, 2, 3):
+        assert [s.new_ids for s in decode(model, PROMPTS, recycling, n=n)] == [s.new_ids[:n] for s in plain]
+
+
+def test_a_stop_rule_is_asked_after_every_token():
+    model, asked = tiny_lm(seed=5).model, []
+
+    def stops(row, ids):
+        asked.append((row, len(ids)))
+        return row == 1 and len(ids) == len(PROMPTS[1]) + 6
+
+    drafted = decode(model, PROMPTS, TokenRecycling(nodes=30), stops=stops)
+    assert len(drafted[1].new_ids) == 6 and len(drafted[0].new_ids) == 40
+    assert asked.count((1, len(PROMPTS[1]) + 3)) == 1 and len(asked) == 40 * 3 + 6
+
+
+def test_sampled_text_does_not_depend_on_drafts_or_neighbours():
+    model, sampler = tiny_lm(seed=5).model, Sampler(temperature=1.0, top_p=0.95, seed=11)
+    plain = decode(model, PROMPTS, sampler=sampler)
+    drafted = decode(model, PROMPTS, TokenRecycling(nodes=20), sampler)
+    alone = decode(model, PROMPTS[:1], TokenRecycling(nodes=5), sampler)
+    assert [s.new_ids for s in drafted] == [s.new_ids for s in plain]
+    assert alone[0].new_ids == plain[0].new_ids
+    assert decode(model, PROMPTS, sampler=Sampler(temperature=1.0, seed=12))[0].new_ids != plain[0].new_ids
