@@ -11,8 +11,8 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 import tokenary
 from tokenary.core.registry import method_class
+from tokenary.core.sampling import Sampler
 from tokenary.decode.base import Loop
-from tokenary.decode.sampling import Sampler
 from tokenary.decode.token_recycling import TokenRecycling
 from tokenary.decode.width import DraftWidth
 from tokenary.hf.cache import TokenCache

@@ -14,11 +14,11 @@ from tokenary.core.budget import Budget
 from tokenary.core.card import Card
 from tokenary.core.laws import check, check_class, laws_of
 from tokenary.core.registry import cards
+from tokenary.core.sampling import Sampler
 from tokenary.core.token_map import Segment, Select
 from tokenary.core.tree import TokenTree
 from tokenary.decode import laws as drafting
 from tokenary.decode.base import Proposer
-from tokenary.decode.sampling import Sampler
 from tokenary.decode.width import DraftWidth
 from tokenary.memory import laws as keeping
 from tokenary.memory.base import KeepLayer, KeepPolicy

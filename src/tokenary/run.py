@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 
-from tokenary.core.errors import InputError, OptionError
+from tokenary.core.decoding import Decoding, Emission, Running, Trace
+from tokenary.core.errors import InputError, OptionError, RecipeError, UnsupportedModelError
 from tokenary.core.recipe import Recipe
-from tokenary.decode.base import Loop, Proposer, Trace
-from tokenary.decode.sampling import Sampler
+from tokenary.core.sampling import Chooser, Sampler
+from tokenary.decode.base import Loop
 from tokenary.hf.packing import pack_linears
-from tokenary.hf.target import Target, attached, check_causal
+from tokenary.hf.strategy import Strategy, Task
+from tokenary.hf.target import attached, check_causal
 from tokenary.models import LM
 from tokenary.models import load as load_plain
 
@@ -90,6 +93,28 @@ class Stats:
 
 
 @dataclass(frozen=True)
+class Branch:
+    """One of several sequences that were written for a prompt.
+
+    Parameters
+    ----------
+    text : str
+        Without special tokens.
+    token_ids : list of int
+        Its new tokens.
+    log_weight : float
+        An importance weight or a log-probability, in nats; the method says which.
+    finish : str
+        ``stop``, ``length``, ``pruned`` or ``cancelled``.
+    """
+
+    text: str
+    token_ids: list[int]
+    log_weight: float
+    finish: str
+
+
+@dataclass(frozen=True)
 class Output:
     """One generated text.
 
@@ -103,17 +128,21 @@ class Output:
         Passes, drafted and accepted tokens.
     stats : Stats
         Cost.
+    branches : tuple of Branch
+        What the text was made from, where a method writes several sequences for one prompt.
     """
 
     text: str
     token_ids: list[int]
     trace: Trace
     stats: Stats
+    branches: tuple[Branch, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON types."""
         parts = {"trace": asdict(self.trace), "stats": asdict(self.stats)}
-        return {"text": self.text, "token_ids": self.token_ids, **parts}
+        branches = {"branches": [asdict(branch) for branch in self.branches]} if self.branches else {}
+        return {"text": self.text, "token_ids": self.token_ids, **parts, **branches}
 
 
 @dataclass(frozen=True)
@@ -132,6 +161,12 @@ class Piece:
         Which of them came from a draft.
     finish : str or None
         Why the sequence ended, if it did.
+    branch : int or None
+        Which branch of the prompt; None for the answer itself.
+    copy_of : int or None
+        The branch starts anew as a copy of this one, as that was before this piece.
+    at : list of int or None
+        Where the tokens were placed, counted from the end of the prompt; None where they were appended.
     """
 
     row: int
@@ -139,16 +174,38 @@ class Piece:
     token_ids: list[int]
     from_draft: list[bool]
     finish: str | None
+    branch: int | None = None
+    copy_of: int | None = None
+    at: list[int] | None = None
 
 
 def _build(lm: LM, recipe: Recipe) -> dict[str, Any]:
     """Construct the methods of a recipe, or take those that this model already warmed up."""
     if recipe not in lm.warm:
         methods = recipe.build()
+        for method in methods.values():
+            if isinstance(method, Strategy):
+                method.prepare(lm.model, lm.tokenizer)
         if "draft" in methods:
             methods["draft"].prepare(lm.vocab_size, lm.tokenizer)
         lm.warm[recipe] = methods
     return lm.warm[recipe]
+
+
+def _fits(lm: LM, recipe: Recipe) -> None:
+    """Refuse methods that are made for another kind of model.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Naming the method, and the kind of model it needs.
+    """
+    for step in recipe.steps:
+        kinds = {"diffusion", "any-subset"}.intersection(step.card.requires) or {"causal"}
+        if lm.kind not in kinds:
+            raise UnsupportedModelError(
+                f"{step.slug} works on {' or '.join(sorted(kinds))} models; {lm.name} is a model of the kind {lm.kind}"
+            )
 
 
 class Generation:
@@ -170,8 +227,6 @@ class Generation:
         Continue plain text, without a chat template.
     stop : sequence of str
         Texts that end a sequence.
-    first_row : int
-        Number of the first prompt, which names its random numbers.
     """
 
     def __init__(
@@ -183,12 +238,11 @@ class Generation:
         sampler: Sampler,
         raw: bool = False,
         stop: Sequence[str] = (),
-        first_row: int = 0,
     ) -> None:
         if max_new_tokens < 1:
             raise OptionError("max_new_tokens", max_new_tokens, "an integer at least 1")
         self.lm, self.recipe = lm, Recipe.parse(recipe)
-        check_causal(lm.model)
+        _fits(lm, self.recipe)
         methods = _build(lm, self.recipe)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         ids = lm.encode(texts, raw=raw) if texts else [list(map(int, prompt)) for prompt in prompts]
@@ -202,36 +256,47 @@ class Generation:
                     f"prompt {number} has {len(row)} tokens; with max_new_tokens={max_new_tokens} that is past"
                     f" {lm.name}'s context of {lm.context_length}"
                 )
-        keep = methods.get("keep")
-        self._target = Target(lm.model, None if keep is None else keep.attach(lm.model.config, lm.dtype))
-        proposer: Proposer | None = methods.get("draft")
         self._stop = tuple(stop)
-        self._loop = Loop(
-            self._target,
-            ids,
-            _Shifted(sampler, first_row),
-            max_new_tokens,
-            lm.eos_token_ids,
-            proposer,
-            self._stops if self._stop else None,
-        )
+        self._loop = self._make_loop(methods, ids, max_new_tokens, sampler)
         self._began = 0.0
         self._first = self._last = [0.0] * len(ids)
-        self._shown = [(0, 0)] * len(ids)  # tokens whose text was shown, and where decoding starts
+        self._shown: dict[tuple[int, int | None], tuple[int, int]] = {}  # tokens whose text was shown, decoding start
+
+    def _make_loop(self, methods: dict[str, Any], ids: list[list[int]], new: int, sampler: Sampler) -> Running:
+        """Return the ordinary loop, or that of a method that brings its own."""
+        lm, keep = self.lm, methods.get("keep")
+        task = Task(
+            model=lm.model,
+            tokenizer=lm.tokenizer,
+            prompts=ids,
+            sampler=sampler,
+            max_new_tokens=new,
+            end_tokens=lm.eos_token_ids,
+            stops=self._stops if self._stop else None,
+            policies=None if keep is None else lambda: keep.attach(lm.model.config, lm.dtype),
+        )
+        strategies = [method for method in methods.values() if isinstance(method, Strategy)]
+        owner = next((method for method in strategies if method.owns_loop), None)
+        if owner is not None:
+            if "draft" in methods:
+                raise RecipeError(f"{owner.card.slug} writes with a loop of its own, which takes no drafts")
+            return owner.loop(task)
+        check_causal(lm.model)
+        chooser: Chooser = strategies[0].chooser(task) if strategies else sampler
+        return Loop(task.target(), ids, chooser, new, task.end_tokens, methods.get("draft"), task.stops)
 
     def __iter__(self) -> Iterator[Piece]:
         count = len(self._loop.sequences)
         self._first, self._last = [0.0] * count, [0.0] * count
         self._began = time.perf_counter()
-        with attached(self.lm.model):
+        with attached(self.lm.model) if self.lm.kind == "causal" else contextlib.nullcontext():
             for emissions in self._loop:
                 now = time.perf_counter() - self._began
                 for emission in emissions:
                     row = emission.row
                     self._first[row] = self._first[row] or now
                     self._last[row] = now
-                    text = self._new_text(row, emission.finish is not None)
-                    yield Piece(row, text, emission.token_ids, emission.from_draft, emission.finish)
+                    yield Piece(text=self._new_text(emission), **vars(emission))
 
     @property
     def outputs(self) -> list[Output]:
@@ -247,42 +312,39 @@ class Generation:
                 finish=sequence.finish or "cancelled",
                 recipe=str(self.recipe),
             )
-            text = "" if self.lm.tokenizer is None else self.lm.decode(sequence.new_ids)
-            made.append(Output(text, sequence.new_ids, sequence.trace, stats))
+            branches = tuple(
+                Branch(self._text(b.new_ids), b.new_ids, b.log_weight, b.finish or "cancelled")
+                for b in self._loop.branches[row]
+            )
+            made.append(Output(self._text(sequence.new_ids), sequence.new_ids, sequence.trace, stats, branches))
         return made
 
-    def _new_text(self, row: int, last: bool) -> str:
+    def _text(self, ids: list[int]) -> str:
+        return "" if self.lm.tokenizer is None else self.lm.decode(ids)
+
+    def _new_text(self, emission: Emission) -> str:
         """Text that is new since the last call, up to the last complete character."""
-        if self.lm.tokenizer is None:
+        key, last = (emission.row, emission.branch), emission.finish is not None
+        if self.lm.tokenizer is None or emission.at is not None:
             return ""
-        ids, (shown, start) = self._loop.sequences[row].new_ids, self._shown[row]
+        sequence: Decoding = self._loop.sequences[emission.row]
+        if emission.branch is not None:
+            sequence = self._loop.branches[emission.row][emission.branch]
+        if emission.copy_of is not None:
+            self._shown[key] = self._shown.get((emission.row, emission.copy_of), (0, 0))
+        ids, (shown, start) = sequence.new_ids, self._shown.get(key, (0, 0))
         # Decode from a few tokens back, since a tokenizer may join a token to the one before it.
         before, text = self.lm.decode(ids[start:shown]), self.lm.decode(ids[start:])
         if text.endswith("\ufffd") and not last:
             return ""
-        self._shown[row] = (len(ids), max(0, shown - 4) if last else shown)
+        self._shown[key] = (len(ids), max(0, shown - 4) if last else shown)
         return text[len(before) :]
 
     def _stops(self, row: int, ids: Sequence[int]) -> bool:
-        """Whether the newest tokens complete a stop text."""
-        new = self._loop.sequences[row].new_ids
+        """Whether the newest tokens of a sequence complete a stop text."""
+        new = ids[self._loop.sequences[row].n_prompt :]
         tail = self.lm.decode(new[-(max(map(len, self._stop)) + 4) :])
         return any(text in tail for text in self._stop)
-
-
-@dataclass(frozen=True)
-class _Shifted:
-    """A sampler whose rows are counted from `first`, so that batches of one call draw different numbers."""
-
-    sampler: Sampler
-    first: int
-
-    @property
-    def greedy(self) -> bool:
-        return self.sampler.greedy
-
-    def __call__(self, logits: torch.Tensor, rows: Sequence[int], histories: Sequence[Sequence[int]]) -> list[int]:
-        return self.sampler(logits, [row + self.first for row in rows], histories)
 
 
 def generate(
@@ -341,16 +403,23 @@ def generate(
         raise OptionError("batch_size", batch_size, "an integer at least 1")
     rows: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
     chosen = Recipe.parse(recipe)
-    sampler = Sampler(temperature, top_k, top_p, seed)
     batches = [
-        Generation(lm, rows[at : at + batch_size], chosen, max_new_tokens, sampler, raw, stop, at)
+        Generation(
+            lm,
+            rows[at : at + batch_size],
+            chosen,
+            max_new_tokens,
+            Sampler(temperature, top_k, top_p, seed, at),
+            raw,
+            stop,
+        )
         for at in range(0, len(rows), batch_size)
     ]
     outputs: list[Output] = []
     for number, batch in enumerate(batches):
         for piece in batch:
             if on_piece is not None:
-                on_piece(Piece(piece.row + number * batch_size, *list(vars(piece).values())[1:]))
+                on_piece(replace(piece, row=piece.row + number * batch_size))
         outputs += batch.outputs
     return outputs
 

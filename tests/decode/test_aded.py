@@ -16,12 +16,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from tokenary.core.errors import InputError, OptionError, UnknownNameError
 from tokenary.core.registry import method_class
+from tokenary.core.sampling import Sampler
 from tokenary.decode.aded import ADED, TrigramStore, build_store, count_text
 from tokenary.decode.aded import store as store_module
 from tokenary.decode.aded.drift import Drift
 from tokenary.decode.aded.search import ITERATIONS, MOST, STATES, beam, mcts
 from tokenary.decode.base import Loop
-from tokenary.decode.sampling import Sampler
 from tokenary.hf.target import Target, attached
 
 texts = st.lists(st.lists(st.integers(0, 6), max_size=40), max_size=4)

@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenary.core.errors import OptionError, UnknownNameError
+from tokenary.core.sampling import Sampler, invert
 from tokenary.core.tree import TokenTree
 from tokenary.decode import PromptLookup, TokenRecycling
 from tokenary.decode.base import Loop
 from tokenary.decode.prompt_lookup import find
-from tokenary.decode.sampling import Sampler, invert
 from tokenary.decode.scores import Scores, top_k
 from tokenary.decode.token_recycling import rank_paths
 from tokenary.decode.width import DraftWidth

@@ -5,10 +5,10 @@ import torch
 from transformers import AttentionInterface, DynamicCache, StoppingCriteria, StoppingCriteriaList
 
 from tokenary.core.errors import UnsupportedModelError
+from tokenary.core.sampling import Sampler
 from tokenary.core.tree import TokenTree
 from tokenary.decode.base import Loop
 from tokenary.decode.prompt_lookup import PromptLookup
-from tokenary.decode.sampling import Sampler
 from tokenary.hf.attention import attend
 from tokenary.hf.cache import TokenCache
 from tokenary.hf.hooks import decoder_layers, edited_layer

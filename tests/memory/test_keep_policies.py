@@ -11,9 +11,9 @@ from tokenary.core.budget import spread
 from tokenary.core.errors import OptionError
 from tokenary.core.recipe import Recipe
 from tokenary.core.registry import card, method_class
+from tokenary.core.sampling import Sampler
 from tokenary.core.tree import TokenTree
 from tokenary.decode.base import Loop, Proposer
-from tokenary.decode.sampling import Sampler
 from tokenary.decode.width import DraftWidth
 from tokenary.hf.cache import TokenCache
 from tokenary.hf.target import Target, attached

@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 
 from tokenary.core.recipe import Recipe
-from tokenary.decode.sampling import Sampler
+from tokenary.core.sampling import Sampler
 from tokenary.models import LM
 from tokenary.run import Generation
 

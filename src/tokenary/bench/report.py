@@ -233,8 +233,9 @@ def _per_pass(record: Record) -> dict[str, Any] | None:
     return {
         "id": "passes",
         "title": "Tokens a pass",
-        "note": "How many tokens one run of the model yields, on any machine; plain greedy yields 1. Cold: the method "
-        "knows nothing yet. Warm: it has seen other prompts, never these.",
+        "note": "How many tokens one run of the model yields; plain greedy yields 1. With nodes=auto the size of a "
+        "draft, and so this figure, depends on the machine. Cold: the method knows nothing yet. Warm: it has seen "
+        "other prompts, never these.",
         "label": "Bars of tokens a pass: "
         + ", ".join(f"{r['name']} cold {r['cold_tokens_per_pass']:.2f}, warm {r['tokens_per_pass']:.2f}" for r in rows),
         "figure": {

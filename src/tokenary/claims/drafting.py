@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from tokenary.core.claim import Figure
-from tokenary.decode.base import Decoding, Loop, Proposer
-from tokenary.decode.sampling import Sampler
+from tokenary.core.decoding import Decoding
+from tokenary.core.sampling import Sampler
+from tokenary.decode.base import Loop, Proposer
 from tokenary.hf.target import Target, attached
 from tokenary.models import LM
 

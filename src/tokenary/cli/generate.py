@@ -72,7 +72,7 @@ def generate(
     text = read_prompt(prompt)
     if not text.strip():
         raise InputError("the prompt is empty")
-    from tokenary.decode.sampling import Sampler
+    from tokenary.core.sampling import Sampler
 
     Sampler(temperature, top_k, top_p, seed)
     chosen.build()  # a wrong option shows before the weights are read

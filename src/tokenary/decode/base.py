@@ -4,83 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, StoppingCriteriaList
 
+from tokenary.core.decoding import Decoding, Emission
 from tokenary.core.method import Method
+from tokenary.core.sampling import Chooser
 from tokenary.core.tree import TokenTree
-from tokenary.decode.sampling import Chooser
 from tokenary.decode.scores import Scores
 from tokenary.decode.width import DraftWidth
 from tokenary.hf.cache import TokenCache
 from tokenary.hf.generate import GenerateCall
 from tokenary.hf.target import Target, attached
-
-
-@dataclass
-class Trace:
-    """What happened while one sequence was generated.
-
-    Parameters
-    ----------
-    per_pass : list of (int, int)
-        Drafted and accepted tokens of each pass after the prompt's.
-    from_draft : list of bool
-        For each new token, whether it was accepted from a draft.
-    """
-
-    per_pass: list[tuple[int, int]] = field(default_factory=list)
-    from_draft: list[bool] = field(default_factory=list)
-
-    @property
-    def passes(self) -> int:
-        """Passes after the prompt's."""
-        return len(self.per_pass)
-
-    @property
-    def drafted(self) -> int:
-        """Tokens drafted."""
-        return sum(drafted for drafted, _ in self.per_pass)
-
-    @property
-    def accepted(self) -> int:
-        """Tokens accepted from drafts."""
-        return sum(accepted for _, accepted in self.per_pass)
-
-    @property
-    def tokens_per_pass(self) -> float:
-        """New tokens a pass, the prompt's own token apart; 1 without drafts."""
-        return (len(self.from_draft) - 1) / self.passes if self.passes else 1.0
-
-
-@dataclass
-class Decoding:
-    """One sequence under way: its tokens, where they came from, and why it ended."""
-
-    index: int
-    ids: list[int]
-    n_prompt: int
-    trace: Trace = field(default_factory=Trace)
-    finish: str | None = None
-
-    @property
-    def new_ids(self) -> list[int]:
-        """The generated tokens."""
-        return self.ids[self.n_prompt :]
-
-
-@dataclass(frozen=True)
-class Emission:
-    """Tokens that one pass added to one sequence."""
-
-    row: int
-    token_ids: list[int]
-    from_draft: list[bool]
-    finish: str | None
 
 
 class Proposer(Method):
@@ -200,6 +138,7 @@ class Loop:
         self.target, self.chooser, self.proposer, self.stops = target, chooser, proposer, stops
         self.max_new_tokens, self.end_tokens = max_new_tokens, frozenset(end_tokens)
         self.sequences = [Decoding(row, list(prompt), len(prompt)) for row, prompt in enumerate(prompts)]
+        self.branches: list[list[Decoding]] = [[] for _ in prompts]
         self.peak_bytes = 0
 
     @torch.inference_mode()

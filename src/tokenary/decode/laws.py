@@ -17,10 +17,10 @@ from tokenary.core.laws import (
     same_tokens,
     the_recipe_survives_json,
 )
+from tokenary.core.sampling import Sampler
 from tokenary.core.seeding import substream
 from tokenary.core.tree import TokenTree
 from tokenary.decode.base import Loop, Proposer
-from tokenary.decode.sampling import Sampler
 from tokenary.decode.scores import Scores
 from tokenary.decode.width import DraftWidth
 from tokenary.hf.target import Target, attached

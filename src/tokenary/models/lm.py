@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class LM:
-    """A causal language model with its tokenizer.
+    """A language model with its tokenizer.
 
     Attributes
     ----------
@@ -50,6 +50,11 @@ class LM:
     def dtype(self) -> torch.dtype:
         """Type of the weights."""
         return self.model.dtype
+
+    @property
+    def kind(self) -> str:
+        """``causal``, ``diffusion`` (masked) or ``any-subset``: which decoding loops fit the model."""
+        return getattr(self.model.config, "objective", "causal")
 
     @property
     def vocab_size(self) -> int:

@@ -118,7 +118,7 @@ def train(
     checkpoint : path, optional
         File of the training state (four times the float32 weights), ``out/checkpoint.pt`` by default.
     device : str or torch.device
-        On cuda the forward pass runs in bfloat16.
+        The forward pass runs in bfloat16 where the machine has instructions for it.
     sizes : dict, optional
         Arguments of `build` other than the defaults.
     progress : bool
@@ -229,7 +229,11 @@ def batch_of(tokens: Tensor, settings: Training, step: int) -> tuple[Tensor, Ten
     rows, length = settings.batch * cuts, settings.length // cuts
     starts = torch.randint(len(tokens) - length + 1, (rows, 1), generator=generator, device=tokens.device)
     ids = tokens[starts + torch.arange(length, device=tokens.device)].long()
-    return ids, sample_masks(rows, length, generator)
+    if settings.objective == "diffusion":
+        return ids, sample_masks(rows, length, generator)
+    # A generator must know nearly empty rows: half of them are, the other half keeps sparse infilling good.
+    parts = ((rows - rows // 2, (0.0, 1.0)), (rows // 2, (0.85, 0.99)))
+    return ids, torch.cat([sample_masks(count, length, generator, share) for count, share in parts if count])
 
 
 def schedule(step: int, progress: float, warmup: int) -> float:
@@ -324,8 +328,7 @@ class _State:
         matrices = [p for p in model.parameters() if p.dim() > 1]
         others = [p for p in model.parameters() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
-        fused = model.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), fused=fused)
+        self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), fused=True)
         self.step, self.seconds = 0, 0.0
         self.curve: list[dict[str, float]] = []
 
@@ -370,7 +373,9 @@ class _State:
 
 
 def _precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast("cuda", dtype=torch.bfloat16) if device.type == "cuda" else contextlib.nullcontext()
+    """Run matrix products in bfloat16 where the machine has instructions for it."""
+    fast = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast(device.type, dtype=torch.bfloat16) if fast else contextlib.nullcontext()
 
 
 class _Loss:

@@ -41,6 +41,8 @@ class Sampler:
         Sample among the likeliest tokens that together hold this probability, in (0, 1].
     seed : int
         Any integer.
+    first_row : int
+        Number of the first sequence, which names its random numbers: batches of one call draw different ones.
 
     Raises
     ------
@@ -52,6 +54,7 @@ class Sampler:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    first_row: int = 0
 
     def __post_init__(self) -> None:
         if not self.temperature >= 0:
@@ -85,7 +88,7 @@ class Sampler:
         if self.greedy:
             return logits.argmax(-1).tolist()
         numbers = [
-            substream(self.seed, "sample", row, len(history)).random()
+            substream(self.seed, "sample", self.first_row + row, len(history)).random()
             for row, history in zip(rows, histories, strict=True)
         ]
         return invert(self.probabilities(logits), numbers)
