@@ -1,8 +1,7 @@
-"""Choosing tokens, ranking them, the size of drafts; Token Recycling and prompt lookup against slow references."""
+"""Choosing tokens, ranking them, the size of drafts; prompt lookup against a slow reference."""
 
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,12 +9,10 @@ from hypothesis import strategies as st
 
 from tokenary.core.errors import OptionError, UnknownNameError
 from tokenary.core.sampling import Sampler, invert
-from tokenary.core.tree import TokenTree
 from tokenary.decode import PromptLookup, TokenRecycling
 from tokenary.decode.base import Loop
 from tokenary.decode.prompt_lookup import find
-from tokenary.decode.scores import Scores, top_k
-from tokenary.decode.token_recycling import rank_paths
+from tokenary.decode.scores import top_k
 from tokenary.decode.width import DraftWidth
 from tokenary.hf.target import Target, attached
 from tokenary.models import tiny_lm
@@ -66,69 +63,6 @@ def test_a_wrong_sampler_is_refused(options):
         Sampler(**options)
 
 
-def test_the_published_tree():
-    """80 nodes over six depths, as the paper's template has them; every parent is there, before its children."""
-    paths = rank_paths()
-    assert Counter(map(len, paths)) == {1: 8, 2: 21, 3: 25, 4: 15, 5: 8, 6: 3}
-    assert len(set(paths)) == 80
-    for at, path in enumerate(paths):
-        assert len(path) == 1 or path[:-1] in paths[:at]
-
-
-@given(st.integers(1, 80), st.integers(1, 8), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
-def test_recycling_drafts_what_the_table_says(nodes, k, seed):
-    recycling = TokenRecycling(nodes=nodes, k=k)
-    table = np.random.default_rng(seed).integers(0, 50, (50, k))
-    recycling.table = table.astype(np.int32)
-    tree = recycling.propose([[3, 4], [7]], nodes)
-    assert tree.width == min(nodes, sum(max(path) < k for path in rank_paths())) + 1
-    for row, root in enumerate((4, 7)):
-        assert tree.ids[row, 0] == root
-        for node in range(1, tree.width):
-            parent = tree.parents[row, node]
-            rank = recycling._ranks[node]
-            assert 0 <= parent < node
-            assert tree.ids[row, node] == table[tree.ids[row, parent], rank]
-        siblings = list(zip(tree.parents[row], recycling._ranks[: tree.width], strict=True))
-        assert len(set(siblings)) == tree.width
-
-
-def test_recycling_learns_from_rejected_nodes_and_the_last_writer_wins():
-    logits = torch.randn(1, 4, 200, generator=torch.Generator().manual_seed(2))
-    tree = TokenTree(np.array([[5, 9, 5, 7]]), np.array([[-1, 0, 0, 1]]))
-    expected = logits[0].argsort(-1, descending=True)[:, :8].numpy()
-    everything, accepted = TokenRecycling(nodes=3), TokenRecycling(nodes=3, recycle="accepted")
-    for recycling in (everything, accepted):
-        recycling.observe(tree, Scores(logits), [[0, 1]])
-    assert everything.table[[5, 9, 7]].tolist() == expected[[2, 1, 3]].tolist()
-    assert accepted.table[[5, 9]].tolist() == expected[[0, 1]].tolist()
-    assert not accepted.table[7].any()
-    assert np.count_nonzero(everything.table.any(1)) == 3
-
-
-def test_recycling_warms_up_and_stays_lossless():
-    model = tiny_lm(seed=5).model
-    recycling = TokenRecycling(nodes=30, prompt=False)
-    plain = decode(model, PROMPTS)
-    cold, warm = decode(model, PROMPTS, recycling), decode(model, PROMPTS, recycling)
-    for sequences in (cold, warm):
-        assert [s.new_ids for s in sequences] == [s.new_ids for s in plain]
-    assert sum(s.trace.passes for s in warm) < sum(s.trace.passes for s in cold) < sum(s.trace.passes for s in plain)
-
-
-def test_recycling_may_learn_from_the_prompt():
-    model, prompts = tiny_lm(seed=5).model, [[1, 2, 1, 3], [7, 8]]
-    recycling, plain = TokenRecycling(nodes=8), TokenRecycling(nodes=8, prompt=False)
-    for method in (recycling, plain):
-        decode(model, prompts, method, n=1)
-    assert plain.table is None
-    ranked = [model(torch.tensor([prompt])).logits[0].argsort(-1, descending=True)[:, :8] for prompt in prompts]
-    assert recycling.table[[2, 1, 3]].tolist() == ranked[0][1:].tolist()
-    assert recycling.table[[7, 8]].tolist() == ranked[1].tolist()
-    assert np.count_nonzero(recycling.table.any(1)) == 5
-
-
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=30), st.integers(1, 4), st.integers(1, 6))
 @settings(max_examples=100, deadline=None)
 def test_prompt_lookup_equals_an_obvious_search(context, ngram, nodes):
@@ -172,6 +106,19 @@ def test_width_notices_that_a_pass_became_dear():
         n = width.choose(1)
         width.record(1 + 0.3 * n, n + 1, [n + 1], [[0, 1]])
     assert width.choose(1) < free == 39
+
+
+def test_width_cuts_a_draft_of_known_chances_where_it_pays_most():
+    width = DraftWidth(40, judged=True)
+    assert width.choose(1) == 40 and width.cut([[0.9] * 5]) == 5  # nothing measured yet
+    width.calibrate(lambda rows: 1 + 0.1 * rows, 1)
+    for chances in ([], [0.05], [0.9, 0.8, 0.1, 0.05], [0.9] * 30, [0.5, 0.4, 0.3, 0.3, 0.01]):
+        best = max(range(len(chances) + 1), key=lambda n: (1 + sum(chances[:n])) / (1 + 0.1 * (n + 1)))
+        assert width.cut([chances]) == best
+    both = [[0.9, 0.8, 0.7], [0.9]]
+    best = max(range(4), key=lambda n: (2 + sum(both[0][:n]) + sum(both[1][:n])) / (1 + 0.1 * 2 * (n + 1)))
+    assert width.cut(both) == best
+    assert DraftWidth(40, fixed=4, judged=True).cut([[0.001] * 4]) == 4
 
 
 def test_ends_in_the_middle_of_a_draft():

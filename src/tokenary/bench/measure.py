@@ -34,6 +34,8 @@ from tokenary.models import LM
 
 PLAIN = "plain"
 
+#: Prompts that learning methods are warmed up with.
+LESSONS = 12
 #: Gaps between two logits that another order of summation can turn round.
 NEAR_TIE = {torch.bfloat16: 0.5, torch.float16: 0.1, torch.float32: 1e-3, torch.float64: 1e-9}
 
@@ -418,7 +420,7 @@ def measure(
     prompts : sequence of Prompt, str, token ids or Case
         At least one.
     warmup : sequence, optional
-        Prompts to learn from before the rounds; by default four that ship with the package and are not measured. With
+        Prompts to learn from before the rounds; by default twelve that ship with the package and are not measured. With
         none, and for a model without tokenizer, every round starts cold.
     max_new_tokens : int
         Most tokens a prompt.
@@ -454,7 +456,7 @@ def measure(
         measured = {case.id for case in cases} | {case.text for case in cases}
         spare = [] if lm.tokenizer is None else fitting(lm, shipped_prompts(), max_new_tokens)
         spare = [prompt for prompt in spare if prompt.id not in measured and prompt.prompt not in measured]
-        warmup = spare[:: max(1, len(spare) // 4)][:4]
+        warmup = spare[:: max(1, len(spare) // LESSONS)][:LESSONS]
     lessons = cases_of(lm, warmup, max_new_tokens) if warmup else []
     near_tie = NEAR_TIE.get(lm.dtype, 0.0)
     measurement = Measurement(contenders, cases, _batches(cases, batch_size), near_tie=near_tie, lessons=lessons)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -20,12 +21,17 @@ SMALL = 15  # nodes of a draft that pays on a CPU
 WARM_UP = 3  # prompts whose passes are not counted
 
 
+#: The published method; without these options Tokenary adds longer contexts, prompts and a tree that grows.
+PUBLISHED: dict[str, Any] = {"tree": "published", "context": 1, "prompt": False}
+
+
 class RandomRecycling(TokenRecycling):
     """The control: a small tree, filled from a table of random tokens that never learns."""
 
     def __init__(self, seed: int, vocab_size: int) -> None:
-        super().__init__(nodes=SMALL, prompt=False)
-        self.table = substream(seed, "random-table").integers(0, vocab_size, (vocab_size, self.k), np.int32)
+        super().__init__(nodes=SMALL, **PUBLISHED)
+        ranked = substream(seed, "random-table").integers(0, vocab_size, (vocab_size, self.successors.k), np.int32)
+        self.successors.write(np.arange(vocab_size)[:, None], ranked)
 
     def observe(self, tree: TokenTree, scores: Scores, paths: Sequence[Sequence[int]]) -> None:
         """Learn nothing."""
@@ -61,9 +67,10 @@ def run(
     ids = lm.encode([*warm_up, *chosen[:: max(1, len(chosen) // count)][:count]])
     skip = len(warm_up)
     plain = draft(lm, ids, None, max_new_tokens)
-    recycling = draft(lm, ids, TokenRecycling(nodes=80, prompt=False), max_new_tokens)
-    small = draft(lm, ids, TokenRecycling(nodes=SMALL, prompt=False), max_new_tokens)
-    accepted = draft(lm, ids, TokenRecycling(nodes=SMALL, prompt=False, recycle="accepted"), max_new_tokens)
+    recycling = draft(lm, ids, TokenRecycling(nodes=80, **PUBLISHED), max_new_tokens)
+    small = draft(lm, ids, TokenRecycling(nodes=SMALL, **PUBLISHED), max_new_tokens)
+    accepted = draft(lm, ids, TokenRecycling(nodes=SMALL, recycle="accepted", **PUBLISHED), max_new_tokens)
+    grown = draft(lm, ids, TokenRecycling(nodes=SMALL), max_new_tokens)
     lookup = draft(lm, ids, PromptLookup(nodes=10), max_new_tokens)
     random = draft(lm, ids, RandomRecycling(seed, lm.vocab_size), max_new_tokens)
     return Outcome(
@@ -77,6 +84,7 @@ def run(
             "by_prompt": [round(s.trace.tokens_per_pass, 3) for s in recycling.sequences],
             f"with_{SMALL}_nodes": small.figure("", skip).value,
             f"with_{SMALL}_nodes_recycling_only_accepted_ones": accepted.figure("", skip).value,
+            f"with_{SMALL}_nodes_and_our_additions": grown.figure("", skip).value,
             **differences(lm, recycling, plain),
         },
     )

@@ -86,7 +86,7 @@ class Sampler:
     def __call__(self, logits: Tensor, rows: Sequence[int], histories: Sequence[Sequence[int]]) -> list[int]:
         """Choose from logits (n, V)."""
         if self.greedy:
-            return logits.argmax(-1).tolist()
+            return logits.max(-1).indices.tolist()
         numbers = [
             substream(self.seed, "sample", self.first_row + row, len(history)).random()
             for row, history in zip(rows, histories, strict=True)

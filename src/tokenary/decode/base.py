@@ -33,12 +33,9 @@ class Proposer(Method):
     ----------
     width : DraftWidth
         Decides how many nodes are drafted.
-    reads_prompts : bool
-        Whether `observe_prompt` wants the logits of the whole prompt, which cost a little to compute.
     """
 
     width: DraftWidth
-    reads_prompts = False
 
     def prepare(self, vocab_size: int, tokenizer: Any | None) -> None:
         """Get ready for a model, once, before its first batch.
@@ -53,9 +50,6 @@ class Proposer(Method):
 
     def start(self, contexts: Sequence[Sequence[int]]) -> None:
         """Begin with a new batch of sequences, given as token ids."""
-
-    def observe_prompt(self, row: int, start: int, logits: Tensor) -> None:
-        """See the target's logits (n, V) after each token of a prompt from `start` on, if `reads_prompts`."""
 
     def propose(self, contexts: Sequence[Sequence[int]], nodes: int) -> TokenTree:
         """Draft at most `nodes` tokens for each sequence.
@@ -147,11 +141,9 @@ class Loop:
             return
         live = list(self.sequences)
         contexts = [sequence.ids for sequence in live]
-        watch = None
         if self.proposer is not None:
             self.proposer.start(contexts)
-            watch = self.proposer.observe_prompt if self.proposer.reads_prompts else None
-        logits = self.target.prefill(contexts, watch=watch)
+        logits = self.target.prefill(contexts)
         first = self.chooser(logits, [s.index for s in live], contexts)
         if self.proposer is not None:
             self.proposer.width.calibrate(self._measure, len(live))

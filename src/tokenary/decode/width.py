@@ -25,10 +25,12 @@ class DraftWidth:
         Largest number of nodes.
     fixed : int, optional
         Always this many.
+    judged : bool
+        The proposer knows the chance of each node of a draft, and asks `cut` how many of them pay.
     """
 
-    def __init__(self, most: int, fixed: int | None = None) -> None:
-        self.most, self.fixed = most, fixed
+    def __init__(self, most: int, fixed: int | None = None, judged: bool = False) -> None:
+        self.most, self.fixed, self.judged = most, fixed, judged
         self._hits, self._trials = np.zeros(most), np.zeros(most)
         self._cost: np.ndarray | None = None
 
@@ -50,21 +52,36 @@ class DraftWidth:
         if self.fixed is None and self._cost is None:
             self._cost = np.array([measure(max(1, rows // batch)) for rows in _GRID])
 
-    def cost(self, rows: int) -> float:
+    def cost(self, rows: np.ndarray | int) -> np.ndarray:
         """Seconds of a pass over `rows` nodes in all."""
         assert self._cost is not None
-        if rows > _GRID[-1]:
-            slope = (self._cost[-1] - self._cost[-2]) / (_GRID[-1] - _GRID[-2])
-            return float(self._cost[-1] + max(slope, 0.0) * (rows - _GRID[-1]))
-        return float(np.interp(rows, _GRID, self._cost))
+        slope = max(0.0, (self._cost[-1] - self._cost[-2]) / (_GRID[-1] - _GRID[-2]))
+        return np.interp(rows, _GRID, self._cost) + slope * np.maximum(0, np.asarray(rows) - _GRID[-1])
 
     def choose(self, batch: int) -> int:
         """Return how many nodes to draft for each of `batch` sequences."""
-        if self.fixed is not None:
-            return self.fixed
+        if self.fixed is not None or self.judged:
+            return self.fixed or self.most
         gained = np.concatenate([[0.0], np.cumsum(self.acceptance)])
         choices = [n for n in _CHOICES if n <= self.most]
-        return max(choices, key=lambda n: (1 + gained[n]) / self.cost(batch * (n + 1)))
+        return max(choices, key=lambda n: float((1 + gained[n]) / self.cost(batch * (n + 1))))
+
+    def cut(self, chances: Sequence[Sequence[float]]) -> int:
+        """How many nodes of each tree yield the most tokens a second.
+
+        Parameters
+        ----------
+        chances : sequence of sequence of float
+            For each tree of the batch, the chance of every node, in the order in which they would be drafted.
+        """
+        longest = max(map(len, chances))
+        if self.fixed is not None or self._cost is None:
+            return longest
+        gained = np.zeros(longest + 1)
+        for row in chances:
+            gained[1 : len(row) + 1] += row
+        tokens = len(chances) + np.cumsum(gained)
+        return int(np.argmax(tokens / self.cost(len(chances) * np.arange(1, longest + 2))))
 
     def record(self, seconds: float, width: int, sizes: Sequence[int], paths: Sequence[Sequence[int]]) -> None:
         """Learn from a pass: its time, and which of the nodes of each tree were accepted."""
@@ -78,7 +95,7 @@ class DraftWidth:
             self._hits[np.asarray(path[1:], int) - 1] += share
         if self._cost is not None:
             rows = width * len(sizes)
-            ratio = seconds / self.cost(rows)
+            ratio = seconds / float(self.cost(rows))
             if 0.3 < ratio < 3:  # a pass that was interrupted by something else teaches nothing
                 low = max(i for i, at in enumerate(_GRID) if at <= rows)
                 for index in range(low, min(low + 2, len(_GRID))):

@@ -54,6 +54,8 @@ class PassInfo:
 
     #: Ancestor-or-self relation of the new tokens, (B, W, W) bool; None for a chain.
     ancestors: Tensor | None = None
+    #: Which held slots each new token may look at, (B, W, fill) bool; None for all.
+    visible: Tensor | None = None
     #: Logical positions of the new tokens, (B, W); -1 at padding behind a shorter sequence. None: counted on.
     positions: Tensor | None = None
     #: Whether this pass is a piece of a prompt, and whether more of it follows.
@@ -309,7 +311,7 @@ class TokenLayer(CacheLayerMixin):
             newest = padding[:, -width:].bool()
             self.valid = None if bool(newest.all()) else newest
         window = self.sliding_window if self.sliding_window and self.fill + width > self.sliding_window else None
-        if width == 1 and min(self.held) == self.fill and window is None:
+        if width == 1 and min(self.held) == self.fill and window is None and info.visible is None:
             return None
         key = (tuple(self.held), width, window, groups)
         if key not in info.masks:
@@ -323,6 +325,8 @@ class TokenLayer(CacheLayerMixin):
         batch, device = len(self.held), self.device
         held = torch.as_tensor(self.held, device=device)
         past = torch.arange(self.fill, device=device) < held[:, None, None]  # (B, 1, fill)
+        if info.visible is not None:
+            past = past & info.visible
         if info.ancestors is not None:
             new = info.ancestors
         else:

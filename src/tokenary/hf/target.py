@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -54,12 +54,7 @@ class Target:
         self.lengths: list[int] = []
 
     @torch.inference_mode()
-    def prefill(
-        self,
-        prompts: Sequence[Sequence[int]],
-        chunk: int = 1024,
-        watch: Callable[[int, int, Tensor], None] | None = None,
-    ) -> Tensor:
+    def prefill(self, prompts: Sequence[Sequence[int]], chunk: int = 1024) -> Tensor:
         """Read the prompts; return the logits after each one's last token, (B, V).
 
         Parameters
@@ -68,9 +63,6 @@ class Target:
             Token ids, at least one each; lengths may differ.
         chunk : int
             Tokens a pass, which bounds the memory of long prompts.
-        watch : callable, optional
-            ``watch(row, start, logits)`` is called with the logits (n, V) after the tokens from `start` on, piece by
-            piece. Without it they are not computed.
 
         Raises
         ------
@@ -96,15 +88,13 @@ class Target:
                 position_ids=positions.clamp(min=0),
                 past_key_values=self.cache,
                 use_cache=True,
-                logits_to_keep=torch.tensor(ends or [0], device=device) if watch is None else 0,
+                logits_to_keep=torch.tensor(ends or [0], device=device),
             ).logits
             if start == 0:
                 last = logits.new_zeros(len(prompts), logits.shape[-1])
             for row, length in enumerate(lengths):
-                if watch is not None and start < length:
-                    watch(row, start, logits[row, : min(length, stop) - start])
                 if start < length <= stop:
-                    last[row] = logits[row, length - 1 - start if watch is not None else ends.index(length - 1 - start)]
+                    last[row] = logits[row, ends.index(length - 1 - start)]
             self.cache.commit([range(min(max(length - start, 0), stop - start)) for length in lengths])
         self.lengths = lengths
         return last
@@ -112,17 +102,32 @@ class Target:
     @torch.inference_mode()
     def score(self, tree: TokenTree) -> Tensor:
         """Run the model once over the nodes of a batch of trees; return logits (B, W, V)."""
-        device = self.model.device
         positions = torch.from_numpy(tree.depth) + torch.tensor(self.lengths)[:, None]
-        chain = tree.width == 1
-        ancestors = None if chain else torch.from_numpy(tree.ancestors).to(device)
+        ancestors = None if tree.width == 1 else torch.from_numpy(tree.ancestors)
+        return self.forward(torch.from_numpy(tree.ids), positions, ancestors)
+
+    @torch.inference_mode()
+    def forward(
+        self, ids: Tensor, positions: Tensor, ancestors: Tensor | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """Run the model once over new tokens, which stay pending until `commit`; return logits (B, W, V).
+
+        Parameters
+        ----------
+        ids, positions : Tensor
+            Tokens and their logical positions, int64, (B, W). Positions need not follow what was committed.
+        ancestors : Tensor, optional
+            Which new tokens each new token may look at, itself included, (B, W, W) bool; without it, those before it.
+        visible : Tensor, optional
+            Which held slots it may look at, (B, W, N) bool, N of the longest sequence; without it, all. Slots lie in
+            the order of the commits. Made for caches that keep everything.
+        """
+        device = self.model.device
+        ancestors, visible = (None if mask is None else mask.to(device) for mask in (ancestors, visible))
         positions = positions.to(device)
-        self.cache.begin(PassInfo(ancestors=ancestors, positions=positions))
+        self.cache.begin(PassInfo(ancestors=ancestors, visible=visible, positions=positions))
         return self.model(
-            input_ids=torch.from_numpy(tree.ids).to(device),
-            position_ids=positions,
-            past_key_values=self.cache,
-            use_cache=True,
+            input_ids=ids.to(device), position_ids=positions, past_key_values=self.cache, use_cache=True
         ).logits
 
     @torch.inference_mode()
