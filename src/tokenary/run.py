@@ -16,6 +16,7 @@ from tokenary.core.errors import InputError, OptionError, RecipeError, Unsupport
 from tokenary.core.recipe import Recipe
 from tokenary.core.sampling import Chooser, Sampler
 from tokenary.decode.base import Loop
+from tokenary.decode.denoise import Denoise
 from tokenary.hf.packing import pack_linears
 from tokenary.hf.strategy import Strategy, Task
 from tokenary.hf.target import attached, check_causal
@@ -188,6 +189,8 @@ def _build(lm: LM, recipe: Recipe) -> dict[str, Any]:
                 method.prepare(lm.model, lm.tokenizer)
         if "draft" in methods:
             methods["draft"].prepare(lm.vocab_size, lm.tokenizer)
+        if "read" in methods:
+            methods["read"].prepare(lm.model)
         lm.warm[recipe] = methods
     return lm.warm[recipe]
 
@@ -264,7 +267,7 @@ class Generation:
 
     def _make_loop(self, methods: dict[str, Any], ids: list[list[int]], new: int, sampler: Sampler) -> Running:
         """Return the ordinary loop, or that of a method that brings its own."""
-        lm, keep = self.lm, methods.get("keep")
+        lm, keep, read = self.lm, methods.get("keep"), methods.get("read")
         task = Task(
             model=lm.model,
             tokenizer=lm.tokenizer,
@@ -274,6 +277,7 @@ class Generation:
             end_tokens=lm.eos_token_ids,
             stops=self._stops if self._stop else None,
             policies=None if keep is None else lambda: keep.attach(lm.model.config, lm.dtype),
+            readers=None if read is None else lambda: read.attach(lm.model.config),
         )
         strategies = [method for method in methods.values() if isinstance(method, Strategy)]
         owner = next((method for method in strategies if method.owns_loop), None)
@@ -281,6 +285,8 @@ class Generation:
             if "draft" in methods:
                 raise RecipeError(f"{owner.card.slug} writes with a loop of its own, which takes no drafts")
             return owner.loop(task)
+        if lm.kind == "diffusion":
+            return Denoise(task, methods.get("unmask"), methods.get("window"))
         check_causal(lm.model)
         chooser: Chooser = strategies[0].chooser(task) if strategies else sampler
         return Loop(task.target(), ids, chooser, new, task.end_tokens, methods.get("draft"), task.stops)

@@ -85,11 +85,17 @@ def attend(
     info, policy = layer.shared[0], layer.policy
     prompt = info.prompt or layer.fill == 0
     mask = layer.mask(attention_mask, heads // kv_heads, query.dtype)
+    shown = None
     if policy is not None and policy.observes:
         if prompt:
             _show_prompt(layer, query, key, scale)
         else:
-            return _attend_and_show(layer, query, key, value, mask, scale), None
+            shown = _attend_and_show(layer, query, key, value, mask, scale)
+    reader = policy if policy is not None and policy.attends else layer.reader
+    read = None if reader is None else reader.attend(layer, query, key, value, mask, scale)
+    output = shown if read is None else read
+    if output is not None:
+        return output, None
     within = layer.sliding_window is None or width <= layer.sliding_window
     if layer.fill == 0 and layer.valid is None and info.ancestors is None and within:
         output = scaled_dot_product_attention(

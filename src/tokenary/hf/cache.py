@@ -27,6 +27,10 @@ class LayerPolicy(Protocol):
 
     #: Whether `observe` and `observe_prompt` must be called.
     observes: bool
+    #: Whether `take` must be called, with what is about to leave the cache.
+    takes: bool
+    #: Whether `attend` must be asked, as a `LayerReader`'s is.
+    attends: bool
 
     @property
     def nbytes(self) -> int:
@@ -41,11 +45,56 @@ class LayerPolicy(Protocol):
     def keep(self, row: int, held: int, n_new: int, prompt: bool) -> TokenMap | None:
         """Choose what stays of the `held` tokens of a sequence after `n_new` came: a map (Hkv, M, held), or None."""
 
+    def take(self, row: int, chosen: TokenMap, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """See keys and values (Hkv, N, D) and original positions (Hkv, N) before only the `chosen` ones stay."""
+
+    def attend(
+        self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor | None:
+        """Attend instead of the cache; see `LayerReader.attend`."""
+
     def room(self, row: int, held: int) -> int | None:
         """How many tokens may be committed before the next choice; None for any number."""
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep the state of these sequences of the batch, in this order."""
+
+
+class LayerReader(Protocol):
+    """What one layer reads of what it holds; implemented by methods of the memory room, one object a layer."""
+
+    #: Whether queries and keys must come unrotated (the model is then told that every token stands at position 0);
+    #: true positions are in ``layer.shared[0].positions`` and, where tokens were evicted, in ``layer.positions``.
+    unrotated: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors it holds."""
+
+    def attend(
+        self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor | None:
+        """Attend in its own way; None for the ordinary one.
+
+        Parameters
+        ----------
+        layer : TokenLayer
+            Slots up to ``layer.held[b]`` are the past of sequence b, the last ``layer.pending`` ones are new.
+        query, key, value : Tensor
+            (B, Hq, W, D), and (B, Hkv, N, D) with the new tokens at the end.
+        mask : Tensor or None
+            0 or -inf, (B, 1, G * W, N), rows by head of the group, then by token; None where all may be seen.
+        scale : float
+            Factor on the logits.
+
+        Returns
+        -------
+        Tensor or None
+            Output, (B, W, Hq, D).
+        """
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep the state of these sequences of the batch, in this order; none of them resets it."""
 
 
 @dataclass
@@ -75,14 +124,20 @@ class TokenLayer(CacheLayerMixin):
         What is kept; everything without one.
     sliding_window : int, optional
         Width of the attention window of this layer. Older tokens are freed.
+    reader : LayerReader, optional
+        What is read of what is held; everything without one.
     """
 
     is_croppable = True
 
     def __init__(
-        self, shared: list[PassInfo], policy: LayerPolicy | None = None, sliding_window: int | None = None
+        self,
+        shared: list[PassInfo],
+        policy: LayerPolicy | None = None,
+        sliding_window: int | None = None,
+        reader: LayerReader | None = None,
     ) -> None:
-        self.shared, self.policy, self.sliding_window = shared, policy, sliding_window
+        self.shared, self.policy, self.sliding_window, self.reader = shared, policy, sliding_window, reader
         self.is_sliding = sliding_window is not None
         self.reset()
 
@@ -98,8 +153,9 @@ class TokenLayer(CacheLayerMixin):
         self.valid: Tensor | None = None  # (B, W): which pending rows are no padding; None for all
         self.logits: Tensor | None = None  # (B, Hkv, G, W, N) of the pass, where the policy asks for them
         self.is_initialized = False
-        if self.policy is not None:
-            self.policy.select_rows([])
+        for state in (self.policy, self.reader):
+            if state is not None:
+                state.select_rows([])
 
     # -- transformers' interface -------------------------------------------------------------------------------
 
@@ -186,7 +242,8 @@ class TokenLayer(CacheLayerMixin):
     def nbytes(self) -> int:
         """Bytes of the tensors really held, free slots and bookkeeping included."""
         held = [tensor for tensor in (self.storage, self.positions) if tensor is not None]
-        return sum(tensor.nbytes for tensor in held) + (0 if self.policy is None else self.policy.nbytes)
+        states = [state for state in (self.policy, self.reader) if state is not None]
+        return sum(tensor.nbytes for tensor in held) + sum(state.nbytes for state in states)
 
     def commit(self, paths: Sequence[Sequence[int]] | None = None) -> None:
         """Make pending rows part of the past, drop the others, then let the policy choose what stays.
@@ -259,6 +316,9 @@ class TokenLayer(CacheLayerMixin):
         if self.positions is None:
             slots = torch.arange(self.storage.shape[3], dtype=torch.int32, device=self.device)
             self.positions = slots.repeat(*self.storage.shape[1:3], 1)
+        if self.policy is not None and self.policy.takes:
+            keys, values = self.storage[:, row, :, :held]
+            self.policy.take(row, chosen, keys, values, self.positions[row, :, :held])
         self.storage[:, row, :, :kept] = chosen.apply(self.storage[:, row, :, :held])
         self.positions[row, :, :kept] = chosen.apply(self.positions[row, :, :held], dim=-1)
         self.held[row] = kept
@@ -286,8 +346,9 @@ class TokenLayer(CacheLayerMixin):
         self.logits = None if self.logits is None else self.logits[index]
         self.held = [self.held[row] for row in rows]
         self.committed = [self.committed[row] for row in rows]
-        if self.policy is not None:
-            self.policy.select_rows(rows)
+        for state in (self.policy, self.reader):
+            if state is not None:
+                state.select_rows(rows)
 
     def mask(self, padding: Tensor | None, groups: int, dtype: torch.dtype) -> Tensor | None:
         """What each pending token may look at, as a term on the logits; None where it is everything.
@@ -357,6 +418,8 @@ class TokenCache(Cache):
         Configuration of the model; its layer types decide which layers slide.
     policies : sequence of LayerPolicy or None, optional
         What each layer keeps; sliding layers ignore theirs, since their window already bounds them.
+    readers : sequence of LayerReader or None, optional
+        What each layer reads; sliding layers ignore theirs.
 
     Raises
     ------
@@ -364,7 +427,12 @@ class TokenCache(Cache):
         If the model has layers that are no attention layers.
     """
 
-    def __init__(self, config: PretrainedConfig, policies: Sequence[LayerPolicy | None] | None = None) -> None:
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        policies: Sequence[LayerPolicy | None] | None = None,
+        readers: Sequence[LayerReader | None] | None = None,
+    ) -> None:
         text = config.get_text_config(decoder=True)
         kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
         strange = sorted(set(kinds) - {"full_attention", "sliding_attention"})
@@ -377,10 +445,16 @@ class TokenCache(Cache):
                 self.shared,
                 None if policies is None or slides else policies[layer],
                 text.sliding_window if slides else None,
+                None if readers is None or slides else readers[layer],
             )
             for layer, slides in enumerate(sliding)
         ]
         super().__init__(layers=list(self.token_layers))
+
+    @property
+    def unrotated(self) -> bool:
+        """Whether keys are held, and must come, unrotated."""
+        return any(layer.reader is not None and layer.reader.unrotated for layer in self.token_layers)
 
     def begin(self, info: PassInfo) -> None:
         """Announce what the next pass looks like."""

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenary.core.decoding import Running
 from tokenary.core.method import Method
 from tokenary.core.sampling import Chooser, Sampler
-from tokenary.hf.cache import LayerPolicy
+from tokenary.hf.cache import LayerPolicy, LayerReader
 from tokenary.hf.target import Target
 
 
@@ -37,6 +37,8 @@ class Task:
         ``stops(row, ids)`` says whether a sequence, prompt and new tokens, ends.
     policies : callable or None
         Makes what each layer of a new cache keeps; None where everything is kept.
+    readers : callable or None
+        Makes what each layer of a new cache reads; None where everything is read.
     """
 
     model: PreTrainedModel
@@ -47,10 +49,12 @@ class Task:
     end_tokens: Sequence[int] = ()
     stops: Callable[[int, Sequence[int]], bool] | None = None
     policies: Callable[[], Sequence[LayerPolicy | None]] | None = None
+    readers: Callable[[], Sequence[LayerReader | None]] | None = None
 
     def target(self) -> Target:
         """Return the model with a fresh cache."""
-        return Target(self.model, None if self.policies is None else self.policies())
+        policies = None if self.policies is None else self.policies()
+        return Target(self.model, policies, None if self.readers is None else self.readers())
 
 
 class Strategy(Method):

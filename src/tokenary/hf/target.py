@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tokenary.core.errors import InputError, UnsupportedModelError
 from tokenary.core.tree import TokenTree
 from tokenary.hf import attention
-from tokenary.hf.cache import LayerPolicy, PassInfo, TokenCache
+from tokenary.hf.cache import LayerPolicy, LayerReader, PassInfo, TokenCache
 
 
 def check_causal(model: PreTrainedModel) -> None:
@@ -40,6 +40,8 @@ class Target:
         A decoder-only model.
     policies : sequence of LayerPolicy or None, optional
         What each layer keeps of the past.
+    readers : sequence of LayerReader or None, optional
+        What each layer reads of what it keeps.
 
     Attributes
     ----------
@@ -47,10 +49,15 @@ class Target:
         Tokens of each sequence that were committed.
     """
 
-    def __init__(self, model: PreTrainedModel, policies: Sequence[LayerPolicy | None] | None = None) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        policies: Sequence[LayerPolicy | None] | None = None,
+        readers: Sequence[LayerReader | None] | None = None,
+    ) -> None:
         check_causal(model)
         self.model = model
-        self.cache = TokenCache(model.config, policies)
+        self.cache = TokenCache(model.config, policies, readers)
         self.lengths: list[int] = []
 
     @torch.inference_mode()
@@ -85,7 +92,7 @@ class Target:
             self.cache.begin(PassInfo(positions=positions, prompt=True, more=stop < longest))
             logits = self.model(
                 input_ids=ids[:, start:stop].to(device),
-                position_ids=positions.clamp(min=0),
+                position_ids=self._rotation(positions.clamp(min=0)),
                 past_key_values=self.cache,
                 use_cache=True,
                 logits_to_keep=torch.tensor(ends or [0], device=device),
@@ -127,8 +134,15 @@ class Target:
         positions = positions.to(device)
         self.cache.begin(PassInfo(ancestors=ancestors, visible=visible, positions=positions))
         return self.model(
-            input_ids=ids.to(device), position_ids=positions, past_key_values=self.cache, use_cache=True
+            input_ids=ids.to(device),
+            position_ids=self._rotation(positions),
+            past_key_values=self.cache,
+            use_cache=True,
         ).logits
+
+    def _rotation(self, positions: Tensor) -> Tensor:
+        """Return the positions that the model is told."""
+        return torch.zeros_like(positions) if self.cache.unrotated else positions
 
     @torch.inference_mode()
     def commit(self, paths: Sequence[Sequence[int]]) -> None:

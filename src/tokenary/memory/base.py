@@ -1,4 +1,4 @@
-"""The protocol of keeping a part of the past, and what all keep policies share."""
+"""The protocols of keeping a part of the past, and of reading a part of what is kept."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from transformers import PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from tokenary.core.budget import Budget, Layers, spread
 from tokenary.core.method import Method
 from tokenary.core.token_map import Select, TokenMap
+from tokenary.hf.cache import TokenLayer
 
 
 def recent_and_top(scores: Tensor, kept: int, window: int) -> Select:
@@ -80,6 +81,8 @@ class KeepLayer:
     """
 
     observes = False
+    takes = False
+    attends = False
     index: int
     n_layers: int
     kv_heads: int
@@ -104,6 +107,15 @@ class KeepLayer:
     def observe(self, row: int, logits: Tensor) -> None:
         """See the attention logits (Hkv, G, A, N) of A newly committed tokens, -inf where they must not look."""
 
+    def take(self, row: int, chosen: TokenMap, keys: Tensor, values: Tensor, positions: Tensor) -> None:
+        """See keys and values (Hkv, N, D) and original positions (Hkv, N) before only the `chosen` ones stay."""
+
+    def attend(
+        self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor | None:
+        """Attend instead of the cache; see `tokenary.hf.cache.LayerReader.attend`."""
+        return None
+
     def keep(self, row: int, held: int, n_new: int, prompt: bool) -> TokenMap | None:
         """Choose what stays after `n_new` tokens came; None for everything."""
         if prompt:
@@ -123,3 +135,51 @@ class KeepLayer:
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep the state of these sequences, in this order; none of them resets it."""
         self._budget = {new: self._budget[old] for new, old in enumerate(rows) if old in self._budget}
+
+
+class ReadPolicy(Method):
+    """Keeps everything and reads a part of it: for every query, the tokens that matter to it.
+
+    A subclass names its options in ``__init__`` and implements `layer`; `prepare` sees the model first.
+    """
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Get ready for a model, once: read its rotation, load what was calibrated for it.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the method does not work with this model.
+        """
+
+    @abstractmethod
+    def layer(self, index: int) -> ReadLayer | None:
+        """Return fresh state for one layer; None for a layer that reads everything."""
+
+    def attach(self, config: PretrainedConfig) -> list[ReadLayer | None]:
+        """Return fresh state for every layer of a model, with nothing left of earlier sequences."""
+        return [self.layer(index) for index in range(config.get_text_config(decoder=True).num_hidden_layers)]
+
+
+class ReadLayer:
+    """State of a read policy in one layer, for every sequence of a batch; see `tokenary.hf.cache.LayerReader`.
+
+    What is read must depend on the query, on tokens before it and on nothing else: never on the other new tokens of
+    the pass. Then drafts change nothing.
+    """
+
+    unrotated = False
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors held."""
+        return 0
+
+    @abstractmethod
+    def attend(
+        self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor | None:
+        """Attend to what matters; see `tokenary.hf.cache.LayerReader.attend`."""
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep the state of these sequences, in this order; none of them resets it."""
