@@ -16,7 +16,6 @@ from tokenary.core.errors import InputError, OptionError, RecipeError, Unsupport
 from tokenary.core.recipe import Recipe
 from tokenary.core.sampling import Chooser, Sampler
 from tokenary.decode.base import Loop
-from tokenary.decode.denoise import Denoise
 from tokenary.hf.packing import pack_linears
 from tokenary.hf.strategy import Strategy, Task
 from tokenary.hf.target import attached, check_causal
@@ -285,8 +284,6 @@ class Generation:
             if "draft" in methods:
                 raise RecipeError(f"{owner.card.slug} writes with a loop of its own, which takes no drafts")
             return owner.loop(task)
-        if lm.kind == "diffusion":
-            return Denoise(task, methods.get("unmask"), methods.get("window"))
         check_causal(lm.model)
         chooser: Chooser = strategies[0].chooser(task) if strategies else sampler
         return Loop(task.target(), ids, chooser, new, task.end_tokens, methods.get("draft"), task.stops)

@@ -14,6 +14,7 @@ import pytest
 
 import tokenary.bench.comparison as comparison_module
 from tokenary.bench import Comparison, balanced, compare, headline, render
+from tokenary.bench.measure import LESSONS
 from tokenary.bench.report import findings, plots, running_mean, texts
 from tokenary.core.errors import InputError, OptionError, RecipeError
 from tokenary.data import Prompt, prompts
@@ -77,7 +78,7 @@ def test_the_record_is_whole_and_adds_up(small):
     assert {"torch", "transformers", "python"} <= set(record["versions"])
     assert record["machine"]["threads"] >= 1 and record["date"].startswith("20")
     assert [prompt["id"] for prompt in record["prompts"]] == ["evil", "dog<b>"]
-    assert len(record["warmup"]) == 4 and not set(record["warmup"]) & {"evil", "dog<b>"}
+    assert len(record["warmup"]) == LESSONS and not set(record["warmup"]) & {"evil", "dog<b>"}
     plain, recycling, lookup, keyformer, random = small.rows
     for row in (plain, recycling, lookup):
         assert row["lossless"] and row["quality"] is None and row["identical"] == row["prompts"] == 2

@@ -133,11 +133,11 @@ def test_snapshots_are_copies(lm):
     contender = RecipeContender(lm, Recipe.parse("token-recycling"), 8)
     contender.run([PROMPTS[0]])
     contender.freeze()
-    table = contender._frozen["draft"].table.copy()
+    table = contender._frozen["draft"].successors.keys.copy()
     contender.thaw()
     contender.run([PROMPTS[1]])
-    assert (contender._frozen["draft"].table == table).all()
-    assert (contender.methods["draft"].table != table).any()
+    assert (contender._frozen["draft"].successors.keys == table).all()
+    assert (contender.methods["draft"].successors.keys != table).any()
     assert contender.methods["draft"].options is contender._frozen["draft"].options
 
 
