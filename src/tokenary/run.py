@@ -284,6 +284,10 @@ class Generation:
             if "draft" in methods:
                 raise RecipeError(f"{owner.card.slug} writes with a loop of its own, which takes no drafts")
             return owner.loop(task)
+        if lm.kind != "causal":
+            raise UnsupportedModelError(
+                f"{lm.name} is a model of the kind {lm.kind}, which does not write left to right"
+            )
         check_causal(lm.model)
         chooser: Chooser = strategies[0].chooser(task) if strategies else sampler
         return Loop(task.target(), ids, chooser, new, task.end_tokens, methods.get("draft"), task.stops)

@@ -310,6 +310,16 @@ def quick(**options):
     return Training(**(values | options))
 
 
+def test_half_of_the_any_subset_rows_are_nearly_empty():
+    """Rows that hide at least 85% of their tokens: half of the batch, and the share that a uniform draw adds."""
+    tokens = torch.arange(400) % 7
+    for objective, least, most in (("any-subset", 0.5, 0.7), ("diffusion", 0.05, 0.25)):
+        settings = Training(objective=objective, steps=1, batch=64, length=40, short_every=0)
+        masked = torch.cat([batch_of(tokens, settings, step)[1] for step in range(8)])
+        share = float((masked.float().mean(1) >= 0.85).float().mean())
+        assert least <= share <= most and int(masked.sum(1).min()) >= 1
+
+
 def test_batches_depend_on_seed_and_step_alone(corpus):
     tokens = torch.from_numpy(corpus.train.astype(np.int32))
     ids, masked = batch_of(tokens, quick(), 3)

@@ -346,6 +346,8 @@ class TokenLayer(CacheLayerMixin):
         self.logits = None if self.logits is None else self.logits[index]
         self.held = [self.held[row] for row in rows]
         self.committed = [self.committed[row] for row in rows]
+        if not self.pending:  # the longest sequence may have left
+            self.fill = max(self.held, default=0)
         for state in (self.policy, self.reader):
             if state is not None:
                 state.select_rows(rows)
@@ -424,7 +426,7 @@ class TokenCache(Cache):
     Raises
     ------
     UnsupportedModelError
-        If the model has layers that are no attention layers.
+        If the model has layers that are no attention layers, or some that slide where keys must come unrotated.
     """
 
     def __init__(
@@ -450,6 +452,9 @@ class TokenCache(Cache):
             for layer, slides in enumerate(sliding)
         ]
         super().__init__(layers=list(self.token_layers))
+        told = [layer.reader is not None and layer.reader.unrotated for layer in self.token_layers]
+        if any(told) and not all(told):
+            raise UnsupportedModelError("keys cannot come unrotated to some layers and rotated to others")
 
     @property
     def unrotated(self) -> bool:

@@ -139,7 +139,7 @@ class TokenRecycling(Proposer):
         self.successors.write(before[real], fresh[real])
         self._hits *= FADE
         self._trials *= FADE
-        for draft, path in zip(self._drawn, paths, strict=False):
+        for draft, path in zip(self._drawn, paths, strict=False):  # none were drawn for a pass without a draft
             accepted = set(path)
             for node in range(1, len(draft.ids)):
                 if draft.parents[node] in accepted:
