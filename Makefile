@@ -31,7 +31,7 @@ help:
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/.base
-	$(PIP) -e '.[dev,models]'
+	$(PIP) -e '.[dev,models,constrain]'
 	touch $@
 
 demo: .venv/.base .venv/.model

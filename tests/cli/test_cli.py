@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -175,6 +176,16 @@ def test_generate_streams_text_to_stdout_and_cost_to_stderr(cli):
     assert code == 0 and drafted == plain and "token-recycling: 24 tokens" in err
     code, kept, err = cli(*STORY, "--with", "token-recycling", "--with", "keyformer:keep=4,interval=2")
     assert code == 0 and kept != plain and "keyformer:interval=2,keep=4 + token-recycling" in err
+
+
+def test_generate_shows_the_answer_and_not_what_it_was_made_of(cli):
+    constrained = ("--with", "awrs:regex=[a-z]{3,8},particles=4", "--temperature", "1")
+    code, out, err = cli(*STORY, *constrained)
+    assert code == 0 and re.fullmatch(r"[a-z]{3,8}\n", out) and "particles=4" in err
+    code, out, _ = cli(*STORY, *constrained, "--json")
+    assert code == 0 and len(json.loads(out)["branches"]) == 4
+    code, out, err = cli(*STORY, "--with", "awrs:json=no-such-file.json")
+    assert code == 2 and out == "" and err.count("\n") == 1 and "no-such-file.json" in err
 
 
 def test_generate_for_a_program(cli):

@@ -69,7 +69,7 @@ def test_two_of_one_slot_are_refused_with_the_reason(one, other):
         ("keyformer:keep", RecipeError, "options are name=value"),
         ("keyformer:=3", RecipeError, "options are name=value"),
         ("keyformer:keep=50%,keep=40%", RecipeError, "given twice"),
-        ("+keyformer:+", UnknownNameError, None),
+        ("+ keyformer: +", UnknownNameError, None),
         ({"methods": [{"options": {}}]}, RecipeError, "not a recipe in JSON"),
         ({"steps": []}, RecipeError, "not a recipe in JSON"),
     ],
@@ -129,3 +129,20 @@ def test_two_builds_share_nothing():
 def test_steps_do_not_change():
     with pytest.raises(AttributeError):
         Step("aded").slug = "x"
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [
+        ("awrs:regex=[a-z]+", ["awrs:regex=[a-z]+"]),
+        ("awrs:regex=a+b", ["awrs:regex=a+b"]),
+        ("awrs:regex=[0-9]+ + token-recycling:nodes=4", ["awrs:regex=[0-9]+", "token-recycling:nodes=4"]),
+        ("awrs:regex=a++token-recycling", ["awrs:regex=a+", "token-recycling"]),
+        ("token-recycling+keyformer:keep=50%", ["keyformer:keep=50%", "token-recycling"]),
+        ("token-recycling +keyformer", ["keyformer", "token-recycling"]),
+        ("awrs:regex=a+tokens", ["awrs:regex=a+tokens"]),
+    ],
+)
+def test_an_option_may_hold_a_plus(text, steps):
+    assert [str(step) for step in Recipe.parse(text).steps] == steps
+    assert [str(step) for step in Recipe.parse([text]).steps] == steps

@@ -82,8 +82,9 @@ def generate(
     lm = tokenary.load(model, dtype=dtype, progress=not as_json)
 
     def show(piece: Piece) -> None:
-        sys.stdout.write(piece.text)
-        sys.stdout.flush()
+        if piece.branch is None:  # what the answer was made from is in --json
+            sys.stdout.write(piece.text)
+            sys.stdout.flush()
 
     written = tokenary.generate(
         lm, text, chosen, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,

@@ -6,6 +6,7 @@ import functools
 import inspect
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -63,7 +64,9 @@ class Method:
 def _create_model(name: str, fields: dict[str, Any]) -> type[BaseModel]:
     from pydantic import create_model
 
-    return create_model(name, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an option may have the name of a method of pydantic's
+        return create_model(name, __config__=ConfigDict(arbitrary_types_allowed=True), **fields)
 
 
 def _parameters(init: Callable[..., None]) -> list[tuple[str, Any, Any]]:

@@ -17,7 +17,7 @@ from typing import Any
 
 from tokenary.core.card import Card
 from tokenary.core.errors import RecipeError
-from tokenary.core.registry import card, method_class
+from tokenary.core.registry import card, cards, method_class
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,15 @@ class Step:
         return self.slug + (":" if self.options else "") + ",".join(f"{name}={value}" for name, value in self.options)
 
 
+def _split(text: str) -> list[str]:
+    """Split a recipe at every + with space around it, and at others where a known method follows.
+
+    An option may hold a +, as regular expressions do.
+    """
+    known = "|".join(sorted(["plain", *(each.slug for each in cards())], key=len, reverse=True))
+    return re.split(rf"(?:^|\s)\+(?:\s|$)|\+(?=\s*(?:{known})(?:[:+\s]|$))", text)
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Methods that work together; immutable and hashable.
@@ -109,7 +118,7 @@ class Recipe:
             return cls()
         if isinstance(source, dict):
             return cls.from_json(source)
-        texts = source.split("+") if isinstance(source, str) else [text for item in source for text in item.split("+")]
+        texts = [text for item in ([source] if isinstance(source, str) else source) for text in _split(item)]
         texts = [text for text in texts if text.strip() not in ("", "plain")]
         return cls(tuple(Step.parse(text) for text in texts))
 

@@ -26,6 +26,7 @@ from tokenary.decode.width import DraftWidth
 from tokenary.hf.target import Target, attached
 from tokenary.models.lm import LM
 from tokenary.models.tiny import tiny_lm
+from tokenary.strategy_laws import STRATEGY_LAWS
 
 NEW = 48
 
@@ -242,5 +243,6 @@ LAWS: dict[str, tuple[LawFunction, ...]] = {
         nothing_of_earlier_texts_shows,
         options_are_checked_and_fixed,
         the_recipe_survives_json,
-    )
+    ),
+    "choose": STRATEGY_LAWS,
 }
