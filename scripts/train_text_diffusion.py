@@ -6,6 +6,8 @@
 
 `prepare` needs enwik8 (fetched through tokenary.data); `train` needs nothing but the folder that `prepare` wrote, takes
 a GPU where there is one, goes on where it was broken off, and writes a transformers folder, curve.json and report.json.
+`--init FOLDER` starts from another network of the same sizes: on few tokens masked diffusion learns slowly from
+nothing, and the any-subset network already answers at masks. report.json of each shipped network holds its settings.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ def main() -> None:
         two.add_argument(f"--{name}", type=int)
     for name in ("minutes", "lr", "weight-decay", "ema", "evaluate-every", "save-every"):
         two.add_argument(f"--{name}", type=float)
+    two.add_argument("--init", type=Path, help="folder of a model of the same sizes to start from, of either objective")
     two.add_argument("--compile", action="store_true", default=None)
     for name in ("hidden", "layers", "heads", "intermediate"):
         two.add_argument(f"--{name}", type=int, help="size of the network")
@@ -82,6 +85,7 @@ def main() -> None:
         Training(**{key: value for key, value in given.items() if key in Training.__dataclass_fields__}),
         checkpoint=arguments.checkpoint,
         device=arguments.device,
+        init=arguments.init,
         sizes={key: value for key, value in given.items() if key in ("hidden", "layers", "heads", "intermediate")},
     )
     print(json.dumps(report, indent=1))

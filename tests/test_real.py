@@ -1,6 +1,8 @@
 """On the real SmolLM2-135M: outputs do not change, and a fast subset of every claim."""
 
 import importlib
+import json
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from tokenary.data import prompts
 from tokenary.run import generate, load
 
 pytestmark = pytest.mark.real
+RESULTS = Path(__file__).parent.parent / "results" / "claims"
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +51,23 @@ def test_drafting_over_half_a_cache_equals_half_a_cache(lm, chosen):
     assert alone[0].stats.kv_bytes < 0.75 * full[0].stats.kv_bytes
 
 
+def chance_does_as_well(slug, sign):
+    """Whether the record holds a null: the control *random* as good as the method, in the full run."""
+    path = RESULTS / f"{slug}.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    rivals = [control["value"] for control in record.get("controls", ()) if control["name"] == "random"]
+    return any(sign * (record["value"] - rival) <= 0 for rival in rivals)
+
+
 @pytest.mark.parametrize("slug", slugs())
 def test_a_fast_subset_of_the_claim(slug):
-    """Too few samples for a verdict; but the method must beat chance, and a lossless one must change nothing."""
+    """Too few samples for a verdict; but the method must beat chance, unless the record of the full run says that it
+    does not, and a lossless one must change nothing."""
     claim = importlib.import_module(f"tokenary.claims.{slug.replace('-', '_')}").CLAIM
     outcome = claim.run(seed=0, **claim.fast)
     sign = 1 if claim.direction == "higher" else -1
     for control in outcome.controls:
-        if control.name == "random":
+        if control.name == "random" and not chance_does_as_well(slug, sign):
             assert sign * (outcome.method.value - control.value) > 0
     if "identical" in outcome.details:
         assert outcome.details["identical"] == outcome.details["outputs"] or outcome.details["largest_gap"] < 1e-3

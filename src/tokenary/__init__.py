@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from tokenary.core.laws import check
     from tokenary.core.recipe import Recipe
     from tokenary.core.registry import cards as methods
+    from tokenary.infilling import infill
     from tokenary.run import Output, generate, load, stream
 
 __version__ = "0.1.0"
-__all__ = ["Output", "Recipe", "check", "compare", "generate", "load", "methods", "stream"]
+__all__ = ["Output", "Recipe", "check", "compare", "generate", "infill", "load", "methods", "stream"]
 
 _HOME = {
     "Output": ("run", "Output"),
@@ -30,6 +31,7 @@ _HOME = {
     "check": ("core.laws", "check"),
     "compare": ("bench", "compare"),
     "generate": ("run", "generate"),
+    "infill": ("infilling", "infill"),
     "load": ("run", "load"),
     "methods": ("core.registry", "cards"),
     "stream": ("run", "stream"),

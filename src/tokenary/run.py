@@ -15,7 +15,9 @@ from tokenary.core.decoding import Decoding, Emission, Running, Trace
 from tokenary.core.errors import InputError, OptionError, RecipeError, UnsupportedModelError
 from tokenary.core.recipe import Recipe
 from tokenary.core.sampling import Chooser, Sampler
+from tokenary.decode.any_subset_ar import ASSD
 from tokenary.decode.base import Loop
+from tokenary.decode.denoise import Denoise
 from tokenary.hf.packing import pack_linears
 from tokenary.hf.strategy import Strategy, Task
 from tokenary.hf.target import attached, check_causal
@@ -106,12 +108,15 @@ class Branch:
         An importance weight or a log-probability, in nats; the method says which.
     finish : str
         ``stop``, ``length``, ``pruned`` or ``cancelled``.
+    given : int
+        Tokens at its beginning that the model did not choose, such as a header.
     """
 
     text: str
     token_ids: list[int]
     log_weight: float
     finish: str
+    given: int = 0
 
 
 @dataclass(frozen=True)
@@ -138,6 +143,20 @@ class Output:
     stats: Stats
     branches: tuple[Branch, ...] = ()
 
+    @property
+    def written(self) -> int:
+        """Tokens that the model chose: of all branches, where there are some; what several begin with counts once."""
+        if not self.branches:
+            return len(self.token_ids) - self.trace.given
+        total = 0
+        before: list[int] = []
+        for branch in sorted(self.branches, key=lambda branch: branch.token_ids):
+            ids = branch.token_ids
+            shared = next((at for at, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), len(before))
+            total += len(ids) - max(shared, branch.given)
+            before = ids
+        return total
+
     def to_json(self) -> dict[str, Any]:
         """Return it as plain JSON types."""
         parts = {"trace": asdict(self.trace), "stats": asdict(self.stats)}
@@ -154,7 +173,7 @@ class Piece:
     row : int
         Which prompt.
     text : str
-        New text; a character that is not complete yet waits for the next piece.
+        New text, as far as all before it is there; a character that is not complete yet waits for the next piece.
     token_ids : list of int
         New tokens.
     from_draft : list of bool
@@ -179,34 +198,43 @@ class Piece:
     at: list[int] | None = None
 
 
+def build(lm: LM, recipe: Recipe) -> dict[str, Any]:
+    """Construct the methods of a recipe and get them ready for a model, keyed by slot."""
+    methods = recipe.build()
+    for method in methods.values():
+        if isinstance(method, Strategy):
+            method.prepare(lm.model, lm.tokenizer)
+    if "draft" in methods:
+        methods["draft"].prepare(lm.vocab_size, lm.tokenizer)
+    if "read" in methods:
+        methods["read"].prepare(lm.model)
+    return methods
+
+
 def _build(lm: LM, recipe: Recipe) -> dict[str, Any]:
-    """Construct the methods of a recipe, or take those that this model already warmed up."""
+    """Take the methods that this model already warmed up, or build them."""
     if recipe not in lm.warm:
-        methods = recipe.build()
-        for method in methods.values():
-            if isinstance(method, Strategy):
-                method.prepare(lm.model, lm.tokenizer)
-        if "draft" in methods:
-            methods["draft"].prepare(lm.vocab_size, lm.tokenizer)
-        if "read" in methods:
-            methods["read"].prepare(lm.model)
-        lm.warm[recipe] = methods
+        lm.warm[recipe] = build(lm, recipe)
     return lm.warm[recipe]
 
 
 def _fits(lm: LM, recipe: Recipe) -> None:
-    """Refuse methods that are made for another kind of model.
+    """Refuse methods that are made for another kind of model, or that take no part in writing.
 
     Raises
     ------
     UnsupportedModelError
         Naming the method, and the kind of model it needs.
+    RecipeError
+        Naming a method that is about tokenizers.
     """
     for step in recipe.steps:
-        kinds = {"diffusion", "any-subset"}.intersection(step.card.requires) or {"causal"}
+        if step.card.room == "tokenize":
+            raise RecipeError(f"{step.slug} is about tokenizers and takes no part in writing a text")
+        kinds = step.card.model_kinds
         if lm.kind not in kinds:
             raise UnsupportedModelError(
-                f"{step.slug} works on {' or '.join(sorted(kinds))} models; {lm.name} is a model of the kind {lm.kind}"
+                f"{step.slug} works on {' or '.join(kinds)} models; {lm.name} is a model of the kind {lm.kind}"
             )
 
 
@@ -222,7 +250,7 @@ class Generation:
     recipe : str, Recipe or None
         Methods to use; what they learned stays with `lm`.
     max_new_tokens : int
-        At least 1.
+        At least 1; or 0, where every prompt has masks to fill.
     sampler : Sampler
         Greedy or sampling.
     raw : bool
@@ -241,9 +269,10 @@ class Generation:
         raw: bool = False,
         stop: Sequence[str] = (),
     ) -> None:
-        if max_new_tokens < 1:
+        if max_new_tokens < 0:
             raise OptionError("max_new_tokens", max_new_tokens, "an integer at least 1")
-        self.lm, self.recipe = lm, Recipe.parse(recipe)
+        self.lm, self.recipe = lm, Recipe.parse(recipe).for_writing()
+        self._mask = getattr(lm.model.config, "mask_token_id", None)
         _fits(lm, self.recipe)
         methods = _build(lm, self.recipe)
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
@@ -253,6 +282,8 @@ class Generation:
         for number, row in enumerate(ids, start=1):
             if not row:
                 raise InputError(f"prompt {number} is empty")
+            if not max_new_tokens and self._mask not in row:
+                raise OptionError("max_new_tokens", max_new_tokens, f"at least 1: prompt {number} has nothing to fill")
             if len(row) + max_new_tokens > lm.context_length:
                 raise InputError(
                     f"prompt {number} has {len(row)} tokens; with max_new_tokens={max_new_tokens} that is past"
@@ -284,10 +315,10 @@ class Generation:
             if "draft" in methods:
                 raise RecipeError(f"{owner.card.slug} writes with a loop of its own, which takes no drafts")
             return owner.loop(task)
-        if lm.kind != "causal":
-            raise UnsupportedModelError(
-                f"{lm.name} is a model of the kind {lm.kind}, which does not write left to right"
-            )
+        if lm.kind == "diffusion":
+            return Denoise(task, methods.get("unmask"), methods.get("window"))
+        if lm.kind == "any-subset":
+            return ASSD(k=1).loop(task)  # a token a pass
         check_causal(lm.model)
         chooser: Chooser = strategies[0].chooser(task) if strategies else sampler
         return Loop(task.target(), ids, chooser, new, task.end_tokens, methods.get("draft"), task.stops)
@@ -320,7 +351,7 @@ class Generation:
                 recipe=str(self.recipe),
             )
             branches = tuple(
-                Branch(self._text(b.new_ids), b.new_ids, b.log_weight, b.finish or "cancelled")
+                Branch(self._text(b.new_ids), b.new_ids, b.log_weight, b.finish or "cancelled", b.trace.given)
                 for b in self._loop.branches[row]
             )
             made.append(Output(self._text(sequence.new_ids), sequence.new_ids, sequence.trace, stats, branches))
@@ -332,7 +363,7 @@ class Generation:
     def _new_text(self, emission: Emission) -> str:
         """Text that is new since the last call, up to the last complete character."""
         key, last = (emission.row, emission.branch), emission.finish is not None
-        if self.lm.tokenizer is None or emission.at is not None:
+        if self.lm.tokenizer is None:
             return ""
         sequence: Decoding = self._loop.sequences[emission.row]
         if emission.branch is not None:
@@ -340,6 +371,10 @@ class Generation:
         if emission.copy_of is not None:
             self._shown[key] = self._shown.get((emission.row, emission.copy_of), (0, 0))
         ids, (shown, start) = sequence.new_ids, self._shown.get(key, (0, 0))
+        if self._mask in ids:  # filled in any order: what stands before the first mask is settled
+            ids = ids[: ids.index(self._mask)]
+            if len(ids) == shown:
+                return ""
         # Decode from a few tokens back, since a tokenizer may join a token to the one before it.
         before, text = self.lm.decode(ids[start:shown]), self.lm.decode(ids[start:])
         if text.endswith("\ufffd") and not last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -24,6 +25,7 @@ from tokenary.core.tree import TokenTree
 from tokenary.hf.strategy import Strategy, Task
 from tokenary.hf.target import attached
 from tokenary.models.lm import LM
+from tokenary.models.text_diffusion import build
 from tokenary.models.tiny import tiny_lm
 
 VOCAB, NEW = 13, 20
@@ -64,12 +66,28 @@ class Plain:
 
 def toy(method: Strategy) -> LM:
     """Return a toy net that a strategy can run on, once it is prepared for it."""
-    kinds = {"diffusion", "any-subset"}.intersection(method.card.requires)
-    if kinds:
-        raise NotApplicable(f"it needs a model of the kind {' or '.join(sorted(kinds))}")
-    lm = tiny_lm(vocab=VOCAB)
+    if "diffusion" in method.card.requires:
+        raise NotApplicable("it needs a model of the kind diffusion")
+    lm = tiny_any_subset() if "any-subset" in method.card.requires else tiny_lm(vocab=VOCAB)
     method.prepare(lm.model, None)
     return lm
+
+
+def tiny_any_subset() -> LM:
+    """Return a random any-subset net, whose mask token is none of the prompts'."""
+    sizes = {"hidden": 16, "layers": 2, "heads": 2, "intermediate": 32, "context": 64}
+    model = build(objective="any-subset", vocab=VOCAB + 1, **sizes).eval()
+    model.config.mask_token_id = VOCAB
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() > 1:
+                parameter.mul_(10)  # else it says nearly the same of every position
+    return LM("tiny-any-subset", model, None, "", "random weights")
+
+
+def ready(lm: LM) -> contextlib.AbstractContextManager[None]:
+    """Let a causal net use our attention inside the block; the others keep their own."""
+    return attached(lm.model) if lm.kind == "causal" else contextlib.nullcontext()
 
 
 def start(
@@ -80,7 +98,7 @@ def start(
     end_tokens: Sequence[int] = (),
     stops: Callable[[int, Sequence[int]], bool] | None = None,
 ) -> tuple[LM, Running]:
-    """Return a toy net and the loop of a strategy over it, to be run inside `attached`."""
+    """Return a toy net and the loop of a strategy over it, to be run inside `ready`."""
     lm = toy(method)
     task = Task(lm.model, None, prompts, sampler, new, end_tokens, stops)
     return lm, method.loop(task) if method.owns_loop else Plain(task, method.chooser(task))
@@ -96,16 +114,19 @@ def run(
 ) -> Running:
     """Run a strategy on a toy net to the end."""
     lm, loop = start(method, prompts, sampler, new, end_tokens, stops)
-    with attached(lm.model):
+    with ready(lm):
         for _ in loop:
             pass
     return loop
 
 
 def texts(loop: Running) -> list[Decoding]:
-    """All answers and the branches that were not pruned."""
-    branches = [text for row in loop.branches for text in row if text.finish != "pruned"]
-    return loop.sequences + branches
+    """All answers and the branches that were not pruned; of an answer that joins several branches, these alone."""
+    found = []
+    for answer, row in zip(loop.sequences, loop.branches, strict=True):
+        joins = len(row) > 1 and answer.new_ids == [token for text in row for token in text.new_ids]
+        found += [text for text in row if text.finish != "pruned"] + [answer] * (not joins)
+    return found
 
 
 def same(found: Running, expected: Running, what: str, rows: Sequence[int] | None = None) -> None:
@@ -158,7 +179,7 @@ def nothing_of_earlier_texts_shows(make: Make) -> None:
     run(method, [[1, 2, 3], [4] * 7])
     same(run(method), fresh, "after other texts")
     lm, loop = start(method, [[5, 6]] * 4)
-    with attached(lm.model):
+    with ready(lm):
         for passes, _ in enumerate(loop):
             if passes == 3:
                 break
@@ -170,7 +191,7 @@ def emissions_make_every_text(make: Make) -> None:
     lm, loop = start(make())
     made: dict[tuple[int, int | None], dict[int, int]] = {}
     ended: dict[tuple[int, int | None], str | None] = {}
-    with attached(lm.model):
+    with ready(lm):
         for emissions in loop:
             before = {key: dict(tokens) for key, tokens in made.items()}
             for emission in emissions:

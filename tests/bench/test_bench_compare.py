@@ -15,9 +15,10 @@ import pytest
 import tokenary.bench.comparison as comparison_module
 from tokenary.bench import Comparison, balanced, compare, headline, render
 from tokenary.bench.measure import LESSONS
-from tokenary.bench.report import findings, plots, running_mean, texts
+from tokenary.bench.report import cells, findings, plots, running_mean, texts
 from tokenary.core.errors import InputError, OptionError, RecipeError
 from tokenary.data import Prompt, prompts
+from tokenary.decode.group_think import encode, header
 from tokenary.models import load, tiny_lm
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'too'"
@@ -168,6 +169,14 @@ def test_everything_is_checked_before_any_work():
     ):
         with pytest.raises(error):
             compare("no-such-model", recipes, **options)  # the model would be the next error
+
+
+def test_several_texts_of_a_prompt_are_not_called_identical_or_lossy(stories):
+    found = compare(stories, ["group-think:thinkers=2"], prompts=["Once"], max_new_tokens=16, rounds=1)
+    headers = sum(len(encode(stories.tokenizer, header(thinker))) for thinker in range(2))
+    assert found.rows[1]["branches"] == 2 and found.rows[1]["tokens"] == 32 - headers
+    assert cells(found.rows[1], found.to_json())[-1] == "2 texts a prompt"
+    assert "2 texts a prompt" in render(found.to_json())
 
 
 def test_without_a_tokenizer_quality_is_left_out_with_the_reason():

@@ -16,6 +16,7 @@ from tokenary.bench.peers import LlamaCppPeer, TransformersPeer, peers_of
 from tokenary.core.errors import InputError, OptionError, RecipeError
 from tokenary.core.recipe import Recipe
 from tokenary.models import tiny_lm
+from tokenary.run import generate
 
 PROMPTS = [[5, 6, 7, 8, 9], [1, 2, 3, 1, 2, 3, 1], [10] * 9, [4, 3, 2, 1]]
 DRAFTS = ["token-recycling:nodes=6", "prompt-lookup:nodes=4"]
@@ -198,6 +199,20 @@ def test_prompts_of_a_batch_are_of_one_workload_and_outputs_keep_their_place(lm)
 
 
 # ---------------------------------------------------------------------------------------------- equality of outputs
+
+
+def test_all_texts_of_a_prompt_count_and_what_they_share_counts_once(lm):
+    threads, same = "group-think:thinkers=3", "latr:group=4,tau_abs=1"  # the second never forks: four equal texts
+    found = measure(lm, [threads, same], PROMPTS[:2], warmup=[], max_new_tokens=12, rounds=1, clock=Clock())
+    plain, group, latr = found.rows()
+    assert (plain.branches, group.branches, latr.branches) == (0, 3, 4)
+    written = 0
+    for output in generate(lm, PROMPTS[:2], threads, max_new_tokens=12):
+        beginnings = {tuple(b.token_ids[:n]) for b in output.branches for n in range(1, 13)}
+        written += len(beginnings)
+    assert (plain.tokens, group.tokens, latr.tokens) == (24, written, 24) and 24 < written <= 72
+    assert group.ratio.median == written / 24 and latr.ratio.median == 1
+    assert group.tokens_per_pass == (written - 2) / 22 and latr.tokens_per_pass == 1
 
 
 def test_lossless_recipes_are_identical_to_greedy(lm):

@@ -188,6 +188,19 @@ def test_generate_shows_the_answer_and_not_what_it_was_made_of(cli):
     assert code == 2 and out == "" and err.count("\n") == 1 and "no-such-file.json" in err
 
 
+def test_generate_shows_several_texts_of_a_prompt(cli):
+    code, out, err = cli(*STORY, "--with", "group-think:thinkers=2")
+    assert code == 0 and "Thinker 1:" in out and "Thinker 2:" in out and out.startswith("Thinker 1:")
+    assert "[text" not in err  # the answer is both
+    branches = json.loads(cli(*STORY, "--with", "group-think:thinkers=2", "--json")[1])["branches"]
+    chosen = sum(len(branch["token_ids"]) - branch["given"] for branch in branches)
+    assert f"{chosen} tokens in 2 texts" in err and chosen < 48  # without their headers
+    code, out, err = cli(*STORY, "--with", "latr:group=3,tau_abs=0.1,tau_rel=0.5,ages=4")
+    texts = re.findall(r"\[text \d of 3: length, log-weight (-\d+\.\d+)\]\n(.+)", err)
+    assert code == 0 and len(texts) == 3 and len({text for _, text in texts}) > 1
+    assert out.split("\n")[0] in {text for _, text in texts}
+
+
 def test_generate_for_a_program(cli):
     code, out, err = cli(*STORY, "--json", "--temperature", "0.8", "--seed", "3")
     found = json.loads(out)
@@ -404,7 +417,35 @@ def test_a_claim_is_run_and_its_record_written(cli, tmp_path, monkeypatch):
     found = json.loads((tmp_path / "claims" / "aded.json").read_text())
     assert code == 0 and "aded: shown; held out: shown" in out
     assert (found["value"], found["held_out"]["value"], found["seed"]) == (7.0, 8.0, 5)
-    assert found["model"]["name"] == "smollm2" and len(found["model"]["sha256"]) == 64
+    assert found["model"]["name"] == "smollm2" and len(found["model"]["sha256"]) == 64 and found["timing"] is None
+
+
+def test_wall_clock_figures_are_measured_again_alone(cli, tmp_path, monkeypatch):
+    from tokenary.cli import claims
+    from tokenary.core.claim import Claim
+
+    def run(seed=0):
+        raise AssertionError("the experiment itself is not run again")
+
+    def made(timing):
+        return Claim("aded", "It is better", "things", "higher", 1.5, run, "more", {}, timing=timing)
+
+    monkeypatch.setattr(claims, "find", lambda slug: made(lambda seed: {"this over that": 3.25}))
+    arguments = ("claims", "run", "aded", "--timing", "--results", str(tmp_path))
+    code, _, err = cli(*arguments)
+    assert code == 2 and "aded was not run yet" in err
+    (tmp_path / "claims").mkdir()
+    path = tmp_path / "claims" / "aded.json"
+    path.write_text(json.dumps(record()))
+    assert cli(*arguments)[0] == 0
+    found = json.loads(path.read_text())
+    assert found.pop("timing")["figures"] == {"this over that": 3.25} and found == record()
+    page = tmp_path / "ledger.md"
+    assert cli("claims", "report", "--results", str(tmp_path), "--out", str(page))[0] == 0
+    assert "this over that 3.25" in page.read_text()
+    monkeypatch.setattr(claims, "find", lambda slug: made(None))
+    code, _, err = cli(*arguments)
+    assert code == 2 and "no wall-clock figures" in err
 
 
 def test_every_claim_says_what_it_claims_without_being_imported():

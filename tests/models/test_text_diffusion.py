@@ -369,6 +369,28 @@ def test_a_run_broken_off_and_resumed_is_the_same(tmp_path, tokenizer, corpus, m
         train(corpus, tokenizer, tmp_path / "part", quick(seed=9), sizes=SMALL, progress=False)
 
 
+def test_a_run_may_start_from_the_other_objective(tmp_path, tokenizer, corpus):
+    first = net("any-subset", vocab=tokenizer.get_vocab_size(), context=32)
+    save_text_diffusion(first, tokenizer, tmp_path / "first")
+    start = load_text_diffusion(tmp_path / "first")
+    still = quick(steps=1, lr=0.0)
+    report = train(corpus, tokenizer, tmp_path / "a", still, sizes=SMALL, init=tmp_path / "first", progress=False)
+    assert report["init_sha256"] == start.fingerprint
+    ended = load_text_diffusion(tmp_path / "a").model
+    assert ended.config.objective == "diffusion"
+    weights = start.model.state_dict()
+    assert all(torch.equal(weights[name], value) for name, value in ended.state_dict().items())
+    with pytest.raises(InputError, match="other settings"):
+        train(corpus, tokenizer, tmp_path / "a", quick(steps=2, lr=0.0), sizes=SMALL, progress=False)
+    with pytest.raises(InputError, match="other sizes"):
+        sizes = SMALL | {"layers": 1}
+        train(corpus, tokenizer, tmp_path / "b", still, sizes=sizes, init=tmp_path / "first", progress=False)
+    other = train_tokenizer(["aaa bbb " * 50], tokenizer.get_vocab_size())
+    save_text_diffusion(first, other, tmp_path / "first")
+    with pytest.raises(InputError, match="another tokenizer"):
+        train(corpus, tokenizer, tmp_path / "c", still, sizes=SMALL, init=tmp_path / "first", progress=False)
+
+
 def test_minutes_end_a_run(tmp_path, tokenizer, corpus):
     report = train(corpus, tokenizer, tmp_path, quick(steps=None, minutes=0.01), sizes=SMALL, progress=False)
     assert report["seconds"] >= 0.6 and report["steps"] >= 1

@@ -10,18 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tokenary.bench.comparison import Comparison, balanced, compare
-    from tokenary.bench.measure import Case, Measurement, Row, Spread, logit_gap
+    from tokenary.bench.comparison import Comparison, compare, one_table
+    from tokenary.bench.measure import Case, Measurement, Row, Spread, balanced, logit_gap
     from tokenary.bench.progress import Step
     from tokenary.bench.quality import Quality, evaluate, sliding_texts, sweep, teacher_forced
     from tokenary.bench.report import headline, render
+    from tokenary.bench.rooms import recipes_of
 
 _HOME = {
-    "comparison": ("Comparison", "balanced", "compare"),
-    "measure": ("Case", "Measurement", "Row", "Spread", "logit_gap"),
+    "comparison": ("Comparison", "compare", "one_table"),
+    "measure": ("Case", "Measurement", "Row", "Spread", "balanced", "logit_gap"),
     "progress": ("Step",),
     "quality": ("Quality", "evaluate", "sliding_texts", "sweep", "teacher_forced"),
     "report": ("headline", "render"),
+    "rooms": ("recipes_of",),
 }
 
 __all__ = [
@@ -37,6 +39,8 @@ __all__ = [
     "evaluate",
     "headline",
     "logit_gap",
+    "one_table",
+    "recipes_of",
     "render",
     "sliding_texts",
     "sweep",

@@ -17,14 +17,15 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import torch
 
-from tokenary.bench.measure import PLAIN, Measurement, Row, fitting, measure
+from tokenary.bench.filled import filled_quality
+from tokenary.bench.measure import PLAIN, Measurement, Row, balanced, fitting, measure
 from tokenary.bench.peers import peers_of
 from tokenary.bench.quality import Quality, keep_only, sliding_texts, sweep
 from tokenary.core.claim import device_name, versions
 from tokenary.core.errors import InputError, OptionError
 from tokenary.core.recipe import Recipe
-from tokenary.data import Prompt, prose
 from tokenary.data import prompts as shipped_prompts
+from tokenary.data import prose
 from tokenary.models import LM
 from tokenary.run import load
 
@@ -52,7 +53,10 @@ class Comparison:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """One row a contender, plain greedy first: the fields of `Row`, and ``quality`` (None for a full cache)."""
+        """One row a contender, plain greedy first: the fields of `Row`, ``quality`` and ``filled``.
+
+        The last two are None for a full cache, and for a model that fills no masks (see `tokenary.bench.filled`).
+        """
         return self.record["rows"]
 
     @property
@@ -90,23 +94,7 @@ class Comparison:
 
     def table(self) -> Table:
         """Return the table for a terminal."""
-        from rich.box import SIMPLE
-        from rich.table import Table
-
-        from tokenary.bench.report import KINDS, cells, columns, headline
-
-        table = Table(
-            title=headline(self.record), title_justify="left", title_style="bold", caption_justify="left", box=SIMPLE
-        )
-        table.caption = _caption(self.record)
-        for name, justify in columns(self.record):
-            table.add_column(name.replace(" ", "\n"), justify=justify, vertical="top", header_style="dim")
-        for kind in KINDS:
-            for row in self.rows:
-                if row["kind"] == kind:
-                    table.add_row(*cells(row, self.record), style="dim" if kind == "peer" else None)
-            table.add_section()
-        return table
+        return one_table([self])
 
     def write(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
         """Write ``results.json`` and ``report.html``, each to a temporary name first; return their paths.
@@ -124,6 +112,34 @@ class Comparison:
         }
         results, report = write_texts(Path(folder), files)
         return results, report
+
+
+def one_table(found: Sequence[Comparison]) -> Table:
+    """Return one table for a terminal, with a part for each model; ratios are to plain greedy of the same model."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from tokenary.bench.report import KINDS, cells, columns, headline
+
+    table = Table(
+        title="\n".join(headline(comparison.record) for comparison in found),
+        title_justify="left",
+        title_style="bold",
+        caption="\n".join(_caption(comparison.record) for comparison in found),
+        caption_justify="left",
+        box=SIMPLE,
+    )
+    for name, justify in columns(found[0].record):
+        table.add_column(name.replace(" ", "\n"), justify=justify, vertical="top", header_style="dim")
+    for comparison in found:
+        if len(found) > 1:
+            table.add_row(comparison.record["model"]["name"], style="bold")
+        for kind in KINDS:
+            for row in comparison.rows:
+                if row["kind"] == kind:
+                    table.add_row(*cells(row, comparison.record), style="dim" if kind == "peer" else None)
+            table.add_section()
+    return table
 
 
 def _caption(record: Mapping[str, Any]) -> str:
@@ -162,30 +178,6 @@ def write_texts(folder: Path, files: Mapping[str, str]) -> list[Path]:
     return [folder / name for name in files]
 
 
-def balanced(prompts: Sequence[Prompt], count: int, seed: int = 0) -> list[Prompt]:
-    """Choose prompts so that sets and workloads are served alike, in file order.
-
-    Parameters
-    ----------
-    prompts : sequence of Prompt
-        To choose from.
-    count : int
-        How many; the first round takes one of each set, workloads alternating, the second the other way round.
-    seed : int
-        Another seed chooses others of the same kinds.
-    """
-    sets, workloads = (list(dict.fromkeys(getattr(p, field) for p in prompts)) for field in ("set", "workload"))
-    cells = {(p.set, p.workload): [q for q in prompts if (q.set, q.workload) == (p.set, p.workload)] for p in prompts}
-    chosen: list[Prompt] = []
-    for turn in range(len(prompts) + len(workloads)):
-        for number, name in enumerate(sets):
-            cell = cells.get((name, workloads[(turn + number) % len(workloads)]), [])
-            at = turn // len(workloads)
-            if at < len(cell) and len(chosen) < count:
-                chosen.append(cell[(at + seed) % len(cell)])
-    return sorted(chosen, key=prompts.index)
-
-
 def compare(
     lm_or_name: LM | str | os.PathLike[str],
     recipes: Iterable[str | Recipe],
@@ -218,7 +210,8 @@ def compare(
     budgets : sequence of float
         Percent of the prompt's tokens at which keep policies are measured, beside their own.
     quality : bool
-        Measure the perplexity of keep policies on prose that ships with the package.
+        Measure the perplexity of keep policies on prose that ships with the package, and, where the model fills masks,
+        how likely it finds what was filled.
     peers : bool
         Also run transformers' ``generate`` on the same weights, and llama.cpp where it is installed.
     progress : callable or rich.progress.Progress, optional
@@ -236,7 +229,7 @@ def compare(
     KeyboardInterrupt
         Only if nothing was measured yet.
     """
-    chosen = [Recipe.parse(recipe) for recipe in recipes]
+    chosen = [Recipe.parse(recipe).for_writing() for recipe in recipes]
     for recipe in chosen:
         recipe.build()  # options are checked before a model is loaded
     for name, value in (("rounds", rounds), ("max_new_tokens", max_new_tokens)):
@@ -249,6 +242,8 @@ def compare(
     lm = lm_or_name if isinstance(lm_or_name, LM) else load(lm_or_name, progress=progress is not None)
     if prompts is None:
         prompts = balanced(fitting(lm, shipped_prompts(), max_new_tokens), N_PROMPTS, seed)
+    if peers and lm.kind != "causal":
+        raise OptionError("peers", peers, f"False: no peer runs {lm.name}, a model of the kind {lm.kind}")
     others, warnings = peers_of(lm, max_new_tokens) if peers else ([], [])
     measurement = measure(
         lm, chosen, prompts, max_new_tokens=max_new_tokens, rounds=rounds, peers=others, progress=progress
@@ -258,6 +253,12 @@ def compare(
         raise KeyboardInterrupt
     curves: dict[str, list[Quality]] = {}
     complete = measurement.complete
+    filled: dict[str, dict[str, Any]] = {}
+    if quality and complete and lm.kind == "diffusion":
+        try:
+            filled = filled_quality(lm, measurement)
+        except KeyboardInterrupt:
+            complete = False
     if quality and complete and any(map(keep_only, chosen)):
         try:
             texts, scored = _texts(lm, seed)
@@ -308,7 +309,7 @@ def compare(
             for case in measurement.cases
         ],
         "warmup": [case.id for case in measurement.lessons],
-        "rows": [_row(row, curves) for row in rows],
+        "rows": [_row(row, curves) | {"filled": filled.get(row.name)} for row in rows],
         "quality": _quality(curves),
         "passes": _passes(measurement),
         "outputs": _outputs(measurement, lm),

@@ -14,7 +14,7 @@ import torch
 from tokenary.core.recipe import Recipe
 from tokenary.core.sampling import Sampler
 from tokenary.models import LM
-from tokenary.run import Generation
+from tokenary.run import Generation, build
 
 Clock = Callable[[], float]
 
@@ -37,6 +37,12 @@ class Sample:
         Peak memory of the whole process, or of the GPU, during the run.
     kv_bytes : int or None
         Most bytes of keys, values and bookkeeping held between two passes; None where it is not known.
+    written : list of int, optional
+        Tokens chosen for each prompt, where that is not the length of `token_ids`; see `tokenary.run.Output`.
+    branches : int
+        Texts written for a prompt beside its answer, or to make it; 0 for none.
+    fills : bool
+        Whether passes fill masks; see `tokenary.core.decoding.Trace`.
     """
 
     token_ids: list[list[int]]
@@ -46,11 +52,19 @@ class Sample:
     first_token_seconds: float
     peak_bytes: int
     kv_bytes: int | None = None
+    written: list[int] | None = None
+    branches: int = 0
+    fills: bool = False
+
+    @property
+    def counts(self) -> list[int]:
+        """Tokens chosen for each prompt."""
+        return list(map(len, self.token_ids)) if self.written is None else self.written
 
     @property
     def tokens(self) -> int:
-        """New tokens."""
-        return sum(map(len, self.token_ids))
+        """Tokens chosen for all prompts."""
+        return sum(self.counts)
 
     @property
     def passes(self) -> int:
@@ -100,7 +114,7 @@ class RecipeContender:
     def __init__(self, lm: LM, recipe: Recipe, max_new_tokens: int, clock: Clock = time.perf_counter) -> None:
         self.lm, self.recipe, self.max_new_tokens, self.clock = lm, recipe, max_new_tokens, clock
         self.name, self.lossless = str(recipe), recipe.lossless
-        self.methods = recipe.build()
+        self.methods = build(lm, recipe)
         self.learns = "draft" in self.methods
         self._frozen = self.methods
 
@@ -125,19 +139,24 @@ class RecipeContender:
             first_token_seconds=first - began,
             peak_bytes=memory.read(),
             kv_bytes=outputs[0].stats.kv_bytes or None,
+            written=[output.written for output in outputs],
+            branches=max(len(output.branches) for output in outputs),
+            fills=outputs[0].trace.fills,
         )
 
     def forget(self) -> None:
         """Be as new."""
-        self.methods = self.recipe.build()
+        self.methods = build(self.lm, self.recipe)
 
     def freeze(self) -> None:
         """Remember what is known now."""
-        self._frozen = _copied(self.methods)
+        if self.learns:  # a strategy that does not may hold a model of its own, which is not to be copied
+            self._frozen = _copied(self.methods)
 
     def thaw(self) -> None:
         """Go back to what was remembered."""
-        self.methods = _copied(self._frozen)
+        if self.learns:
+            self.methods = _copied(self._frozen)
 
 
 def _copied(methods: dict[str, Any]) -> dict[str, Any]:

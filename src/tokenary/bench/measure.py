@@ -35,7 +35,7 @@ from tokenary.models import LM
 PLAIN = "plain"
 
 #: Prompts that learning methods are warmed up with.
-LESSONS = 12
+LESSONS = 18
 #: Gaps between two logits that another order of summation can turn round.
 NEAR_TIE = {torch.bfloat16: 0.5, torch.float16: 0.1, torch.float32: 1e-3, torch.float64: 1e-9}
 
@@ -120,9 +120,9 @@ class Row:
     lossless : bool
         Whether its output must equal plain greedy's.
     prompts, tokens : int
-        Prompts, and new tokens of a round.
+        Prompts, and new tokens of a round; where a method writes several texts a prompt, those of all.
     tokens_per_second : Spread
-        All tokens of a round by all its seconds, the prompts' reading included.
+        All these tokens of a round by all its seconds, the prompts' reading included.
     ratio : Spread
         That, by plain greedy's in the same round.
     ratio_by_workload : dict
@@ -143,6 +143,10 @@ class Row:
         Prompts whose output equals plain greedy's in every round.
     differences : tuple of Difference
         One for every other prompt.
+    branches : int
+        Texts that a method writes for a prompt; 0 where it writes the answer alone.
+    rows_per_token : float or None
+        Positions computed for each token, where passes fill masks.
     """
 
     name: str
@@ -162,6 +166,8 @@ class Row:
     peak_bytes: int
     identical: int
     differences: tuple[Difference, ...]
+    branches: int = 0
+    rows_per_token: float | None = None
 
     @property
     def near_ties(self) -> int:
@@ -281,8 +287,9 @@ class Measurement:
             gap = self.gaps.get((index, at, plain, other))
             near = gap is not None and gap <= self.near_tie
             differences.append(Difference(self.cases[index].id, at, plain, other, gap, near))
-        drafted = sum(n for sample in samples for passes in sample.per_pass for n, _ in passes)
-        accepted = sum(n for sample in samples for passes in sample.per_pass for _, n in passes)
+        fills = samples[0].fills
+        handed = sum(n for sample in samples for passes in sample.per_pass for n, _ in passes)
+        taken = sum(n for sample in samples for passes in sample.per_pass for _, n in passes)
         first_done, first_batches = rounds[0]
         # A round in which no text went past its first token has no pass to time.
         a_pass = [
@@ -301,13 +308,15 @@ class Measurement:
             ratio_by_workload={part: self.speed(name, part)[1] for part in parts} if len(parts) > 1 else {},
             tokens_per_pass=tokens_per_pass(samples),
             cold_tokens_per_pass=tokens_per_pass(self.cold.get(name, {}).values()),
-            acceptance=accepted / drafted if drafted else None,
+            acceptance=taken / handed if handed and not fills else None,
             first_token_ms=1e3 * statistics.median(sample.first_token_seconds for sample in samples),
             ms_per_pass=1e3 * statistics.median(a_pass) if a_pass else None,
             kv_bytes=max((sample.kv_bytes for sample in samples if sample.kv_bytes), default=None),
             peak_bytes=max(sample.peak_bytes for sample in samples),
             identical=compared - len(differences),
             differences=tuple(differences),
+            branches=max(sample.branches for sample in samples),
+            rows_per_token=handed / taken if fills else None,
         )
 
 
@@ -315,9 +324,10 @@ def tokens_per_pass(samples: Iterable[Sample]) -> float | None:
     """Return new tokens a pass and sequence, the prompts' own tokens apart; None where there was no pass."""
     passes = tokens = 0
     for sample in samples:
-        for ids, done in zip(sample.token_ids, sample.per_pass, strict=True):
+        for count, done in zip(sample.counts, sample.per_pass, strict=True):
             passes += len(done)
-            tokens += len(ids) - 1 if done else 0
+            if done:
+                tokens += sum(filled for _, filled in done) if sample.fills else count - 1
     return tokens / passes if passes else None
 
 
@@ -396,6 +406,30 @@ def _batches(cases: Sequence[Case], size: int) -> list[list[int]]:
     return made
 
 
+def balanced(prompts: Sequence[Prompt], count: int, seed: int = 0) -> list[Prompt]:
+    """Choose prompts so that sets and workloads are served alike, in file order.
+
+    Parameters
+    ----------
+    prompts : sequence of Prompt
+        To choose from.
+    count : int
+        How many; the first round takes one of each set, workloads alternating, the second the other way round.
+    seed : int
+        Another seed chooses others of the same kinds.
+    """
+    sets, workloads = (list(dict.fromkeys(getattr(p, field) for p in prompts)) for field in ("set", "workload"))
+    cells = {(p.set, p.workload): [q for q in prompts if (q.set, q.workload) == (p.set, p.workload)] for p in prompts}
+    chosen: list[Prompt] = []
+    for turn in range(len(prompts) + len(workloads)):
+        for number, name in enumerate(sets):
+            cell = cells.get((name, workloads[(turn + number) % len(workloads)]), [])
+            at = turn // len(workloads)
+            if at < len(cell) and len(chosen) < count:
+                chosen.append(cell[(at + seed) % len(cell)])
+    return sorted(chosen, key=prompts.index)
+
+
 def measure(
     lm: LM,
     recipes: Iterable[str | Recipe],
@@ -420,8 +454,8 @@ def measure(
     prompts : sequence of Prompt, str, token ids or Case
         At least one.
     warmup : sequence, optional
-        Prompts to learn from before the rounds; by default twelve that ship with the package and are not measured. With
-        none, and for a model without tokenizer, every round starts cold.
+        Prompts to learn from before the rounds; by default eighteen that ship with the package and are not measured, of
+        every set. With none, and for a model without tokenizer, every round starts cold.
     max_new_tokens : int
         Most tokens a prompt.
     rounds : int
@@ -456,7 +490,7 @@ def measure(
         measured = {case.id for case in cases} | {case.text for case in cases}
         spare = [] if lm.tokenizer is None else fitting(lm, shipped_prompts(), max_new_tokens)
         spare = [prompt for prompt in spare if prompt.id not in measured and prompt.prompt not in measured]
-        warmup = spare[:: max(1, len(spare) // LESSONS)][:LESSONS]
+        warmup = balanced(spare, LESSONS)
     lessons = cases_of(lm, warmup, max_new_tokens) if warmup else []
     near_tie = NEAR_TIE.get(lm.dtype, 0.0)
     measurement = Measurement(contenders, cases, _batches(cases, batch_size), near_tie=near_tie, lessons=lessons)

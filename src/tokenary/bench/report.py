@@ -65,6 +65,14 @@ def findings(record: Record) -> list[str]:
             f"{point['recipe']} holds {point['kv_share']:.0%} of the cache at"
             f" {_percent(point['increase_percent'])} perplexity{beside}."
         )
+    filled = [row for row in rows if row.get("filled") and row["name"] != PLAIN]
+    if filled:
+        best = max(filled, key=lambda row: row["ratio"]["median"])
+        parts.append(
+            f"{best['name']} writes {best['ratio']['median']:.2f} times as many tokens a second as one token a pass;"
+            f" what it fills costs the model itself {_nats(best['filled'])} more a token,"
+            f" and {best['filled']['same']:.0%} of it is the same."
+        )
     if not parts:
         parts.append(f"Plain greedy writes {rows[0]['tokens_per_second']['median']:.1f} tokens a second.")
     if not record["complete"]:
@@ -78,6 +86,10 @@ def _is_control(recipe: str) -> bool:
 
 def _percent(value: float) -> str:
     return f"{value:+.1f}%" if abs(value) < 1000 else f"{value:+,.0f}%"
+
+
+def _nats(filled: Mapping[str, float]) -> str:
+    return f"{filled['increase_nats']:+.2f} ± {filled['increase_stderr']:.2f} nats"
 
 
 def _times(spread: Mapping[str, float]) -> str:
@@ -116,6 +128,11 @@ def _output(row: Mapping[str, Any]) -> str:
     if point:
         error = (point["increase_percent_high"] - point["increase_percent_low"]) / 2
         return f"perplexity {_percent(point['increase_percent'])} ± {error:.1f} at {point['kv_share']:.0%} KV"
+    if row.get("filled"):
+        same, rows = row["filled"]["same"], row["rows_per_token"]
+        return f"{_nats(row['filled'])}, {same:.0%} the same, {rows:.0f} rows/token"
+    if row.get("branches"):
+        return f"{row['branches']} texts a prompt"
     same = f"identical {row['identical']}/{row['prompts']}"
     if not row["lossless"]:
         return f"lossy, {same}"

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tokenary.cli import check, claims, compare, doctor, generate, methods, models, store
+from tokenary.cli import check, claims, compare, doctor, generate, infill, methods, models, store
 
 #: The base of the errors that typer words itself; typer exports no name for it.
 ClickException = typer.BadParameter.__mro__[2]
@@ -45,6 +45,7 @@ app.command("methods")(methods.methods)
 app.command("show")(methods.show)
 app.add_typer(models.app, name="models")
 app.command("generate")(generate.generate)
+app.command("infill")(infill.infill)
 app.command("compare")(compare.compare)
 app.add_typer(claims.app, name="claims")
 app.command("check")(check.check)

@@ -53,10 +53,17 @@ def describe(slug: str) -> dict[str, Any]:
     for keyword in call.keywords:
         if keyword.arg:
             try:
-                found[keyword.arg] = ast.literal_eval(keyword.value)
+                found[keyword.arg] = _literal(keyword.value)
             except ValueError:  # the function that runs it
                 continue
     return found
+
+
+def _literal(node: ast.expr) -> Any:
+    """Return the value of a literal, or of a quotient of two: a threshold of ``1 / 0.7`` is "at least 30% less"."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Div):
+        return _literal(node.left) / _literal(node.right)
+    return ast.literal_eval(node)
 
 
 def find(slug: str) -> Claim:
@@ -72,13 +79,16 @@ def find(slug: str) -> Claim:
 
 def model_of(slug: str) -> dict[str, str]:
     """Return name and hash of the catalogue model that a claim runs on, for its record."""
+    from tokenary.core.files import sha256_of
     from tokenary.models.catalogue import find as find_model
+    from tokenary.models.catalogue import local_source
 
     name = describe(slug).get("model", "smollm2")
     if not name:
         return {}
     entry = find_model(name)
-    return {"name": entry.name, "sha256": entry.sha256}
+    shipped = local_source(entry) if entry.folder else None
+    return {"name": entry.name, "sha256": sha256_of(shipped) if shipped else entry.sha256}
 
 
 def _path(slug: str) -> Path:
@@ -134,6 +144,7 @@ def run(
     slug: str = typer.Argument(None, help="A method that has a claim."),
     every: bool = typer.Option(False, "--all", help="Every claim, one after the other."),
     seed: int = typer.Option(0, help="Of every random draw."),
+    timing: bool = typer.Option(False, "--timing", help="Only measure the wall-clock figures of a record again."),
     results: Path = _RESULTS,
     as_json: bool = output.JSON,
 ) -> None:
@@ -152,7 +163,7 @@ def run(
     for name in chosen:
         about = describe(name)
         output.note(f"{name}: {about['statement']} (about {about['minutes']:g} minutes on two cores)")
-        record = find(name).record(seed, model_of(name))
+        record = timed_again(find(name), seed, results) if timing else find(name).record(seed, model_of(name))
         path = results / "claims" / f"{name}.json"
         output.write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
         done.append(record)
@@ -161,6 +172,23 @@ def run(
             typer.echo(f"{name}: {record['verdict']}; held out: {held_out}; {path}")
     if as_json:
         output.as_json(done)
+
+
+def timed_again(claim: Claim, seed: int, results: Path) -> dict[str, Any]:
+    """Return the record of a claim with wall-clock figures that were measured now.
+
+    Raises
+    ------
+    InputError
+        If the claim was not run yet, or has no such figures.
+    """
+    from tokenary.core.errors import InputError
+
+    records = read_records(results)
+    if claim.timing is None or claim.slug not in records:
+        why = "has no wall-clock figures" if claim.timing is None else "was not run yet"
+        raise InputError(f"{claim.slug} {why}")
+    return {**records[claim.slug], "timing": claim.wall_clock(seed)}
 
 
 @app.command("report")
@@ -237,6 +265,10 @@ def _section(record: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {record['slug']} | {_figure(part)} |")
         lines += [f"| {rival['name']} | {_figure(rival)} |" for rival in (part["baseline"], *part["controls"])]
         lines += ["", f"Effect {_effect(part, record)}: **{part['verdict']}**.", ""]
+    if record.get("timing"):
+        timing = record["timing"]
+        figures = "; ".join(f"{name} {value:.3g}" for name, value in timing["figures"].items())
+        lines += [f"Wall clock, {timing['threads']} threads: {figures}.", ""]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     model = record["model"]
     named = f"{model['name']} (sha256 {model['sha256'][:12]}…), " if model else ""

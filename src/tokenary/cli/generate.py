@@ -65,10 +65,11 @@ def generate(
 
     Example: [bold]tokenary generate "Why is the sky blue?" --with token-recycling --with keyformer:keep=50%[/bold]
     """
+    from tokenary.cli.branches import Branches, print_branches
     from tokenary.core.errors import InputError
     from tokenary.core.recipe import Recipe
 
-    chosen = Recipe.parse(recipe)
+    chosen = Recipe.parse(recipe).for_writing()
     text = read_prompt(prompt)
     if not text.strip():
         raise InputError("the prompt is empty")
@@ -81,22 +82,38 @@ def generate(
     set_threads(threads)
     lm = tokenary.load(model, dtype=dtype, progress=not as_json)
 
+    branches = Branches()
+
     def show(piece: Piece) -> None:
-        if piece.branch is None:  # what the answer was made from is in --json
+        if piece.branch is not None or branches.texts:
+            branches.add(piece)
+        else:
             sys.stdout.write(piece.text)
             sys.stdout.flush()
 
-    written = tokenary.generate(
-        lm, text, chosen, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        raw=raw, stop=stop, on_piece=None if as_json else show,
-    )[0]  # fmt: skip
+    try:
+        written = tokenary.generate(
+            lm, text, chosen, max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+            seed=seed, raw=raw, stop=stop, on_piece=None if as_json else show,
+        )[0]  # fmt: skip
+    finally:
+        branches.close()
     if as_json:
         output.as_json({**written.to_json(), "model": lm.name, "fingerprint": lm.fingerprint, "seed": seed})
         return
-    stats = written.stats
+    stats, several = written.stats, ""
+    tokens, passes = written.written, written.trace.passes
+    per_pass = (tokens - 1) / passes if passes else 1.0
+    if written.trace.fills:
+        per_pass = written.trace.tokens_per_pass
+    if written.branches:  # the answer waited, so as not to run into them on a terminal
+        if written.token_ids != [token for branch in written.branches for token in branch.token_ids]:
+            print_branches(written.branches)
+        sys.stdout.write(written.text)
+        several = f" in {len(written.branches)} texts"
     print(flush=True)
     output.note(
-        f"[{stats.recipe}: {stats.new_tokens} tokens, {stats.tokens_per_second:.1f} tokens/s,"
-        f" {written.trace.tokens_per_pass:.2f} tokens a pass, first token after {stats.first_token_seconds:.2f} s,"
+        f"[{stats.recipe}: {tokens} tokens{several}, {tokens / max(stats.seconds, 1e-9):.1f} tokens/s,"
+        f" {per_pass:.2f} tokens a pass, first token after {stats.first_token_seconds:.2f} s,"
         f" {output.size(stats.kv_bytes)} of keys and values, {stats.finish}]"
     )

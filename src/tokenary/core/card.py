@@ -20,6 +20,9 @@ ROOMS = (
     "codec",
 )
 
+#: Kinds of models beside causal ones.
+MODEL_KINDS = ("diffusion", "any-subset")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
@@ -53,7 +56,8 @@ class Card:
     training : {"none", "minutes", "hours", "gpu"}
         What must be trained before it can be used.
     requires : tuple of str
-        What the model must offer: ``"kv-cache"``, ``"rope"``, ``"attention-logits"``, ``"images"``, ...
+        What the model must offer: ``"kv-cache"``, ``"rope"``, ``"attention-logits"``, ``"images"``, ..., or which kind
+        it must be of: `MODEL_KINDS`, causal without one.
     refuses : tuple of (str, str)
         ``(slot or slug, reason)``: what it cannot be combined with.
     baseline : bool
@@ -78,6 +82,11 @@ class Card:
     def __post_init__(self) -> None:
         if self.room not in ROOMS:
             raise ValueError(f"card {self.slug!r}: room {self.room!r} is none of {', '.join(ROOMS)}")
+
+    @property
+    def model_kinds(self) -> tuple[str, ...]:
+        """The kinds of models that it works on; see `LM.kind`."""
+        return tuple(kind for kind in MODEL_KINDS if kind in self.requires) or ("causal",)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the card as plain JSON types."""

@@ -100,6 +100,9 @@ class Claim:
         Cannot be run without one.
     fast : mapping or None
         Keyword arguments of `run` for a subset that ordinary tests can afford; None if there is none.
+    timing : callable or None
+        ``timing(seed)`` returns wall-clock figures by name. They decide nothing, and can be measured again alone, on a
+        machine that does nothing else.
     """
 
     slug: str
@@ -115,6 +118,7 @@ class Claim:
     minutes: float = 1.0
     gpu: bool = False
     fast: Mapping[str, Any] | None = None
+    timing: Callable[[int], Mapping[str, float]] | None = None
 
     def judge(self, outcome: Outcome) -> Verdict:
         """Compute the verdict of one run.
@@ -142,6 +146,15 @@ class Claim:
             return (method - baseline) if self.direction == "higher" else (baseline - method)
         above, below = (method, baseline) if self.direction == "higher" else (baseline, method)
         return above / below if below else math.inf
+
+    def wall_clock(self, seed: int = 0) -> dict[str, Any] | None:
+        """Measure the wall-clock figures; return them with the date and the threads, None where there are none."""
+        import torch
+
+        if self.timing is None:
+            return None
+        started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        return {"figures": dict(self.timing(seed)), "threads": torch.get_num_threads(), "started_at": started}
 
     def record(self, seed: int = 0, model: Mapping[str, str] | None = None) -> dict[str, Any]:
         """Run the claim and its held-out variation; return the record, plain JSON types.
@@ -199,6 +212,7 @@ class Claim:
             "n": outcome.n,
             "runs": outcome.runs,
             "details": dict(outcome.details),
+            "timing": self.wall_clock(seed),
             "minutes": round((time.perf_counter() - began) / 60, 2),
             **about,
         }

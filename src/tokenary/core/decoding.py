@@ -17,10 +17,17 @@ class Trace:
         Drafted and accepted tokens of each pass after the prompt's.
     from_draft : list of bool
         For each new token, whether it was accepted from a draft.
+    given : int
+        New tokens that the model did not choose, such as a header.
+    fills : bool
+        Whether passes fill masks: `per_pass` then counts positions computed and masks filled, and no pass reads the
+        prompt.
     """
 
     per_pass: list[tuple[int, int]] = field(default_factory=list)
     from_draft: list[bool] = field(default_factory=list)
+    given: int = 0
+    fills: bool = False
 
     @property
     def passes(self) -> int:
@@ -39,8 +46,9 @@ class Trace:
 
     @property
     def tokens_per_pass(self) -> float:
-        """New tokens a pass, the prompt's own token apart; 1 without drafts."""
-        return (len(self.from_draft) - 1) / self.passes if self.passes else 1.0
+        """Chosen tokens a pass, the prompt's own token apart; 1 without drafts."""
+        chosen = self.accepted if self.fills else len(self.from_draft) - self.given - 1
+        return chosen / self.passes if self.passes else 1.0
 
 
 @dataclass

@@ -19,6 +19,9 @@ from tokenary.core.card import Card
 from tokenary.core.errors import RecipeError
 from tokenary.core.registry import card, cards, method_class
 
+#: Slots of the methods that take part in writing a text; methods that take others have commands of their own.
+WRITING = ("draft", "choose", "strategy", "keep", "read", "unmask", "window")
+
 
 @dataclass(frozen=True)
 class Step:
@@ -141,6 +144,19 @@ class Recipe:
     def lossless(self) -> bool:
         """Whether every method in it is."""
         return all(step.card.lossless for step in self.steps)
+
+    def for_writing(self) -> Recipe:
+        """Return the recipe, if every method in it takes part in writing a text.
+
+        Raises
+        ------
+        RecipeError
+            Naming the method that does not.
+        """
+        for step in self.steps:
+            if step.card.slot not in WRITING:
+                raise RecipeError(f"{step.slug} takes no part in writing a text; see tokenary show {step.slug}")
+        return self
 
     def build(self) -> dict[str, Any]:
         """Construct the methods, keyed by slot."""

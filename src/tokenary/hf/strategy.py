@@ -30,7 +30,7 @@ class Task:
     sampler : Sampler
         Temperature, seed and the like.
     max_new_tokens : int
-        At least 1, for each sequence.
+        At least 1, for each sequence; an answer that joins several branches may be as long as they are together.
     end_tokens : sequence of int
         Tokens that end a sequence; they are part of it.
     stops : callable or None

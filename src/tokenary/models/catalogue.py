@@ -61,13 +61,17 @@ class Entry:
     source : str
         Package(s), for people.
     sha256 : str
-        Of the source file: all parts joined. The converted folder is named by it.
-    converter : {"gguf", "minimind-onnx", "llama2.c"}
-        How the source file becomes a transformers folder.
+        Of the source file: all parts joined. The converted folder is named by it. Empty for a folder that ships.
+    converter : {"gguf", "minimind-onnx", "llama2.c", "midisim", ""}
+        How the source file becomes a transformers folder; empty where it is one.
     parts : tuple of Part
         In joining order; empty for a model that ships with Tokenary.
     file : str
         For a model that ships: the source file below ``models/weights``.
+    folder : str
+        For a model of our own that ships: its transformers folder below ``models/weights``, used in place.
+    kind : {"causal", "diffusion", "any-subset"}
+        Which decoding loops fit it; see `LM.kind`.
     module : str
         An importable package whose copy of the file is used in place when installed.
     eos : tuple of str
@@ -83,11 +87,13 @@ class Entry:
     good_for: str
     source: str
     sha256: str
-    converter: Literal["gguf", "minimind-onnx", "llama2.c"]
+    converter: Literal["gguf", "minimind-onnx", "llama2.c", "midisim", ""]
     parts: tuple[Part, ...] = ()
     file: str = ""
     module: str = ""
     eos: tuple[str, ...] = ()
+    folder: str = ""
+    kind: Literal["causal", "diffusion", "any-subset"] = "causal"
 
 
 _GEMMA3_PARTS = (
@@ -223,6 +229,56 @@ CATALOGUE: tuple[Entry, ...] = (
         ),
         eos=("<|im_end|>", "<|endoftext|>"),
     ),
+    Entry(
+        name="midisim",
+        aliases=("midisim-small",),
+        title="midisim small (masked language model of piano music)",
+        parameters=25_590_272,
+        download_mb=99,
+        licence="Apache-2.0",
+        good_for="methods that fill masks, on a net that is not ours; prompts are notes: t0 d16 p60",
+        source="PyPI midisim==26.1.18",
+        sha256="02645aac7b11b973d8f2d8fdc2d87329e9b59f80c1ab93777b2169ec7ed87bbe",
+        converter="midisim",
+        parts=(
+            Part(
+                registry="pypi",
+                package="midisim==26.1.18",
+                member="midisim/models/midisim_small_pre_trained_model_2_epochs_43117_steps_0.3148_loss_0.9229_acc.pth",
+                sha256="02645aac7b11b973d8f2d8fdc2d87329e9b59f80c1ab93777b2169ec7ed87bbe",
+                size=102_405_395,
+            ),
+        ),
+        kind="diffusion",
+    ),
+    Entry(
+        name="wiki-diffusion",
+        aliases=(),
+        title="wiki-diffusion (masked diffusion, bidirectional Llama)",
+        parameters=2_205_920,
+        download_mb=0,
+        licence="Apache-2.0; trained on enwik8 (CC BY-SA)",
+        good_for="methods that fill masks: local-leap, window-diffusion",
+        source="ships with Tokenary (scripts/train_text_diffusion.py)",
+        sha256="",
+        converter="",
+        folder="wiki-diffusion",
+        kind="diffusion",
+    ),
+    Entry(
+        name="wiki-any-subset",
+        aliases=(),
+        title="wiki-any-subset (any-subset autoregressive, bidirectional Llama)",
+        parameters=2_205_920,
+        download_mb=0,
+        licence="Apache-2.0; trained on enwik8 (CC BY-SA)",
+        good_for="filling gaps in any order with exact joint probabilities",
+        source="ships with Tokenary (scripts/train_text_diffusion.py)",
+        sha256="",
+        converter="",
+        folder="wiki-any-subset",
+        kind="any-subset",
+    ),
 )
 
 
@@ -247,6 +303,9 @@ def converted_folder(sha256: str) -> Path:
 
 def local_source(entry: Entry) -> Path | None:
     """Find the source file of an entry on this machine: shipped, or inside its installed package."""
+    if entry.folder:
+        weights = WEIGHTS / entry.folder / "model.safetensors"
+        return weights if weights.is_file() else None
     if entry.file:
         return WEIGHTS / entry.file
     spec = importlib.util.find_spec(entry.module) if entry.module else None
@@ -262,23 +321,25 @@ def list_models() -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Keys ``name, aliases, title, parameters, download_mb, licence, good_for, source``, ``on_disk`` (nothing needs to
-        be downloaded) and ``converted`` (loads in seconds).
+        Keys ``name, aliases, title, kind, parameters, download_mb, licence, good_for, source``, ``on_disk`` (nothing
+        needs to be downloaded) and ``converted`` (loads in seconds).
     """
     rows = []
     for entry in CATALOGUE:
-        converted = converted_folder(entry.sha256).is_dir()
+        here = local_source(entry) is not None
+        converted = here if entry.folder else converted_folder(entry.sha256).is_dir()
         rows.append(
             {
                 "name": entry.name,
                 "aliases": list(entry.aliases),
                 "title": entry.title,
+                "kind": entry.kind,
                 "parameters": entry.parameters,
                 "download_mb": entry.download_mb,
                 "licence": entry.licence,
                 "good_for": entry.good_for,
                 "source": entry.source,
-                "on_disk": converted or local_source(entry) is not None,
+                "on_disk": converted or here,
                 "converted": converted,
             }
         )

@@ -1,4 +1,4 @@
-"""Source files to ordinary transformers folders: GGUF, the MiniMind2 ONNX archive, the llama2.c layout.
+"""Source files to ordinary transformers folders: GGUF, the MiniMind2 ONNX archive, the llama2.c layout, midisim.
 
 ``convert`` does it once a file: the folder is named by the file's sha256, written beside its place and renamed into it
 under a lock, so a broken run leaves nothing behind and two processes do the work once.
@@ -34,6 +34,7 @@ from transformers.utils import logging as transformers_logging
 from tokenary.core.errors import FetchError, InputError, UnsupportedModelError
 from tokenary.core.files import cache_folder, disk_errors, locked, one_line
 from tokenary.models.catalogue import FLOAT32_LIMIT, converted_folder
+from tokenary.models.midisim import read_midisim
 
 _QUIET_LOCK = threading.RLock()  # transformers' verbosity is one per process: two loads must not restore each other's
 
@@ -61,7 +62,7 @@ def convert(file: Path, converter: str, sha256: str, eos: Sequence[str] = ()) ->
     ----------
     file : Path
         The source file.
-    converter : {"gguf", "minimind-onnx", "llama2.c"}
+    converter : {"gguf", "minimind-onnx", "llama2.c", "midisim"}
         Its layout.
     sha256 : str
         Of the source file, already checked.
@@ -277,4 +278,5 @@ CONVERTERS: dict[str, Callable[[Path], tuple[PreTrainedModel, PreTrainedTokenize
     "gguf": _from_gguf,
     "minimind-onnx": _from_minimind_onnx,
     "llama2.c": _from_llama2c,
+    "midisim": read_midisim,
 }

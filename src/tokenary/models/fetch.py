@@ -35,6 +35,11 @@ def get(name: str | Entry, progress: bool = True) -> Path:
         The download failed four times, does not match its hash, a client is missing, or the disk is full.
     """
     entry = find(name) if isinstance(name, str) else name
+    if entry.folder:  # ships as a transformers folder
+        weights = local_source(entry)
+        if weights is None:
+            raise FetchError(f"{entry.name}: the files that ship with Tokenary are not there; install Tokenary again")
+        return weights.parent
     target = converted_folder(entry.sha256)
     if target.is_dir():
         return target

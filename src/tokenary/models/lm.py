@@ -93,7 +93,8 @@ class LM:
         Raises
         ------
         InputError
-            An empty prompt, one that fills the context, or a model without a tokenizer.
+            An empty prompt, one that fills the context or has words that the model does not know, or a model without a
+            tokenizer.
         """
         tokenizer = self._tokenizer()
         rows = []
@@ -101,7 +102,10 @@ class LM:
             if not (prompt if raw else prompt.strip()):
                 raise InputError(f"prompt {number} is empty")
             if raw or tokenizer.chat_template is None:
-                ids = tokenizer(prompt, verbose=False)["input_ids"]
+                try:
+                    ids = tokenizer(prompt, verbose=False)["input_ids"]
+                except Exception as error:  # of the Rust tokenizer, where a vocabulary of words has no unknown word
+                    raise InputError(f"prompt {number} has words that {self.name} has no token for") from error
             else:
                 message = [{"role": "user", "content": prompt}]
                 ids = tokenizer.apply_chat_template(message, add_generation_prompt=True, return_dict=False)

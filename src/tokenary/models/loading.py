@@ -10,7 +10,15 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+)
 
 from tokenary.core.errors import FetchError, InputError, OptionError, UnknownNameError, UnsupportedModelError
 from tokenary.core.files import one_line, sha256_of
@@ -18,6 +26,8 @@ from tokenary.models.catalogue import converted_folder, find
 from tokenary.models.convert import convert, quiet
 from tokenary.models.fetch import get
 from tokenary.models.lm import LM
+from tokenary.models.midisim import MidisimConfig, MidisimModel
+from tokenary.models.text_diffusion.net import TextDiffusionConfig, TextDiffusionModel, load_tokenizer
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -31,6 +41,11 @@ DTYPES = {
     "float64": torch.float64,
 }
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+#: Networks that transformers does not know, by the model_type of their folders.
+_OURS: dict[str, type[PreTrainedModel]] = {
+    TextDiffusionConfig.model_type: TextDiffusionModel,
+    MidisimConfig.model_type: MidisimModel,
+}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json", "vocab.txt")
 
 
@@ -62,7 +77,7 @@ def load(
     InputError
         A folder without config or with broken weights, a corrupt GGUF.
     UnsupportedModelError
-        Not a causal language model.
+        Neither a causal language model nor one that fills masks and is known here.
     FetchError
         The hub or a registry gave nothing.
     OptionError
@@ -152,20 +167,36 @@ def _from_folder(folder: Path, name: str, source: str, dtype: torch.dtype, devic
 
 
 def _model(folder: Path, name: str, dtype: torch.dtype) -> PreTrainedModel:
+    options: dict[str, Any] = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    ours = _OURS.get(_model_type(folder))
+    if ours is not None:
+        return _checked(ours.from_pretrained(folder, output_loading_info=True, **options))
     config = AutoConfig.from_pretrained(folder, local_files_only=True)
     if config.is_encoder_decoder or type(config) not in AutoModelForCausalLM._model_mapping:
         raise UnsupportedModelError(f"{name}: {config.model_type} is not a causal language model")
-    options: dict[str, Any] = {"config": config, "dtype": dtype, "local_files_only": True, "use_safetensors": True}
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True, **options)
+    return _checked(AutoModelForCausalLM.from_pretrained(folder, config=config, output_loading_info=True, **options))
+
+
+def _checked(loaded: Any) -> PreTrainedModel:
+    """Take a model from its loading report, unless weights are missing."""
     model, report = loaded
     if report["missing_keys"]:  # transformers only warns, and goes on with random weights
         raise ValueError(f"weights lack {sorted(report['missing_keys'])[0]}")
     return model
 
 
+def _model_type(folder: Path) -> str:
+    return str(PretrainedConfig.get_config_dict(folder)[0].get("model_type"))
+
+
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
     if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
         return None
+    kind = _model_type(folder)
+    if kind == TextDiffusionConfig.model_type:
+        return load_tokenizer(folder / "tokenizer.json")
+    if kind in _OURS:
+        return PreTrainedTokenizerFast.from_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)
 
 
