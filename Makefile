@@ -31,7 +31,7 @@ help:
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/.base
-	$(PIP) -e '.[dev,models,constrain]'
+	$(PIP) -e '.[dev,models,constrain,ann,ray]'
 	touch $@
 
 demo: .venv/.base .venv/.model
@@ -41,7 +41,7 @@ test: .venv/.base .venv/.model .venv/.dev
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m "not slow"
 
 lint: .venv/.dev
-	$(BIN)/ruff check src tests docs
+	$(BIN)/ruff check src tests docs scripts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 

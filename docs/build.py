@@ -6,6 +6,7 @@ been measured says so. Run ``python docs/build.py`` after a measurement; ``--che
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from tokenary.cli.output import write_text
 from tokenary.core.registry import cards
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/measuring.md")
+PAGES = ("README.md", "docs/measuring.md", "docs/tokenizers.md")
 
 
 def compare() -> str:
@@ -54,12 +55,37 @@ def verdicts() -> str:
 
 def methods() -> str:
     """Return the catalogue."""
-    kinds = {True: "lossless", False: "lossy"}
-    rows = [
-        [f"`{card.slug}`", card.room, kinds[card.lossless] + (", baseline" if card.baseline else ""), card.summary]
-        for card in cards()
-    ]
+    rows = [[f"`{card.slug}`", card.room, card.kind, card.summary] for card in cards()]
     return "\n".join(markdown(["method", "room", "kind", "what it does"], rows))
+
+
+def transfers() -> str:
+    """Return bits a byte of models under other tokenizers, from ``results/transfers``."""
+    lines: list[str] = []
+    for path in sorted((ROOT / "results" / "transfers").glob("*.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        for target, found in record["targets"].items():
+            arms = found["bits_a_byte"]
+            after = found["after_training"]
+            domains = [name for name in next(iter(arms.values())) if name in ("prose", "code", "digits", "hindi")]
+            trained = [f"after {found['trained_steps']} steps"] * bool(after)
+            rows = [
+                [arm.replace("none", "own tokenizer"), *(f"{figures[name]:.2f}" for name in domains)]
+                + [_mean(after[arm], domains) if arm in after else "–"] * bool(after)
+                for arm, figures in sorted(arms.items(), key=lambda pair: sum(pair[1][name] for name in domains))
+            ]
+            lines += [
+                f"{record['model']} with the tokenizer of {target}: {found['new']:,} of {found['vocabulary']:,} tokens"
+                f" are new, {found['running_new']:.0%} of the running ones.",
+                "",
+                *markdown(["bits a byte", *domains, *trained], rows),
+                "",
+            ]
+    return "\n".join(lines).rstrip() or f"*{NOT_YET}: `scripts/measure_transfers.py` measures it.*"
+
+
+def _mean(figures: dict[str, float], names: list[str]) -> str:
+    return f"{sum(figures[name] for name in names) / len(names):.2f}"
 
 
 def markdown(names: list[str], rows: list[list[str]]) -> list[str]:
@@ -68,7 +94,7 @@ def markdown(names: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"compare": compare, "verdicts": verdicts, "methods": methods}
+BLOCKS: dict[str, Callable[[], str]] = {"compare": compare, "verdicts": verdicts, "methods": methods, "transfers": transfers}
 
 
 def filled(text: str) -> str:

@@ -179,7 +179,13 @@ CLAIM = Claim(
     model="wiki-diffusion",
     minutes=15,
     fast={
-        "texts": 2, "prompt_tokens": 32, "new_tokens": 48, "window": 16, "active": 6, "refresh": 8, "text": "prose",
+        "texts": 2,
+        "prompt_tokens": 32,
+        "new_tokens": 48,
+        "window": 16,
+        "active": 6,
+        "refresh": 8,
+        "text": "prose",
     },
     timing=timing,
 )

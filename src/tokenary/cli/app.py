@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tokenary.cli import check, claims, compare, doctor, generate, infill, methods, models, store
+from tokenary.cli import check, claims, compare, doctor, generate, infill, methods, models, store, tokenizer
 
 #: The base of the errors that typer words itself; typer exports no name for it.
 ClickException = typer.BadParameter.__mro__[2]
@@ -50,6 +50,7 @@ app.command("compare")(compare.compare)
 app.add_typer(claims.app, name="claims")
 app.command("check")(check.check)
 app.add_typer(store.app, name="store")
+app.add_typer(tokenizer.app, name="tokenizer")
 app.command("doctor")(doctor.doctor)
 
 

@@ -14,7 +14,7 @@ from tokenary.cli import output
 
 #: The versions that every release is tested with; minor ones of transformers do change the interfaces that `hf` uses.
 TESTED = {"python": "3.11", "torch": "2.13", "transformers": "5.23"}
-EXTRAS = {"models": ("onnx",), "dev": ("pytest", "hypothesis", "ruff", "mypy")}
+EXTRAS = {"models": ("onnx",), "ray": ("ray",), "dev": ("pytest", "hypothesis", "ruff", "mypy")}
 PEERS = {"llama-cpp-python": "llama_cpp"}
 
 

@@ -32,10 +32,7 @@ def methods(
     if as_json:
         output.as_json([card.to_dict() for card in found])
         return
-    rows = []
-    for card in found:
-        kind = ("lossless" if card.lossless else "lossy") + (", baseline" if card.baseline else "")
-        rows.append([card.slug, card.room, card.slot, kind, card.summary])
+    rows = [[card.slug, card.room, card.slot, card.kind, card.summary] for card in found]
     output.table(["method", "room", "slot", "kind", "what it does"], rows)
 
 
@@ -61,7 +58,7 @@ def show(
         f"{found.slug}: {found.summary}",
         f"  {found.title}",
         f"  {paper}" + (f", code {found.code}" if found.code else ""),
-        f"  room {found.room}, slot {found.slot}, {'lossless' if found.lossless else 'lossy'}",
+        f"  room {found.room}, slot {found.slot}, {found.kind}",
         f"  training: {found.training}",
         f"  needs of the model: {', '.join(found.requires) or 'nothing'}",
         f"  composes with: {', '.join(composes) or 'nothing yet'}",

@@ -84,6 +84,13 @@ class Card:
             raise ValueError(f"card {self.slug!r}: room {self.room!r} is none of {', '.join(ROOMS)}")
 
     @property
+    def kind(self) -> str:
+        """What it is, in a word or two: lossless, lossy, measures or trains, and whether it is a baseline."""
+        does = "measures" if self.slot == "measure" or self.room == "probe" else ""
+        does = does or ("trains" if self.room == "learn" else "lossless" if self.lossless else "lossy")
+        return does + (", baseline" if self.baseline else "")
+
+    @property
     def model_kinds(self) -> tuple[str, ...]:
         """The kinds of models that it works on; see `LM.kind`."""
         return tuple(kind for kind in MODEL_KINDS if kind in self.requires) or ("causal",)

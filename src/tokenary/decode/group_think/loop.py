@@ -210,9 +210,7 @@ class GroupLoop:
         if token in self.end_tokens:
             written.finish = "stop"
             group.fed[thread] = len(new)  # it ends this thread, not the text that the others read
-        elif self.task.stops is not None and self.task.stops(
-            answer.index, answer.ids[: answer.n_prompt] + new[given:]
-        ):
+        elif self.task.stops is not None and self.task.stops(answer.index, answer.ids[: answer.n_prompt] + new[given:]):
             written.finish = "stop"
         elif len(new) == self.layout.budget + given * merging:
             written.finish = "length"

@@ -1,0 +1,84 @@
+"""Where a tokenizer gives one text several names: encodings beside its own, by class, and what does not come back.
+
+The eight classes are those of phantom edits (arXiv 2601.14658), here as what a vocabulary makes possible, with no
+model: a word is *exposed* to a class where an alternative encoding of that class exists whose text differs from the
+word at most in the white space around it.
+"""
+
+from __future__ import annotations
+
+import regex
+
+from tokenary.core.encodings import Pieces, alternatives, classify
+from tokenary.core.spelling import is_byte
+from tokenary.tokenize.base import TextTokenizer
+
+WORD = regex.compile(r"\s?[\p{L}\p{M}\p{N}]+(?:['’\-][\p{L}\p{M}\p{N}]+)*")
+LONGEST = 64  # bytes of a word, beyond which it is not looked at
+
+
+def exposure(tokenizer: TextTokenizer, word: str, own: Pieces) -> set[str]:
+    """Return the classes that a word is exposed to."""
+    classes = (classify(own, other) for other in alternatives(tokenizer.id_of, word, own))
+    return {found for found in classes if found is not None}
+
+
+ODD = (
+    *("  two  spaces ", "\ttab\t\t", "\n\n\n", "\r\n mixed \r", " nbsp ", "é and é", "नमस्ते", "👩‍👩‍👧‍👦 🇫🇷"),
+    *("ﬁ ﬃ ①", "don 't , do .", "\u0004\u0006", "\U00040000", "\u200b\ufeff", "Ａ １", "َُِّ", "​"),
+)
+
+
+def lossy_strings(tokenizer: TextTokenizer) -> list[str]:
+    """Return those of a few odd strings that do not come back from encoding and decoding."""
+    decoded = tokenizer.decode_batch(tokenizer.encode_batch(ODD))
+    return [text for text, back in zip(ODD, decoded, strict=True) if text != back]
+
+
+def unreachable(tokenizer: TextTokenizer) -> dict[str, list[int]]:
+    """Find tokens that no text becomes.
+
+    A token that turns up when its own text is encoded, alone or after a few contexts, is reachable. One that the model
+    itself does not make of its own piece is unreachable: merges work the same inside a longer text. The rest is held up
+    by the normalizer or the pre-tokenizer. Tokens that are part of a character have no text: the model alone decides.
+
+    Returns
+    -------
+    dict
+        Ids under ``merges`` (the model never makes them), ``split`` (the steps before the model take them apart, in all
+        contexts tried), and two that are no fault: ``fragments`` (parts of characters, reachable) and ``spare_bytes``
+        (byte tokens of characters that have a token of their own).
+    """
+    added = set(tokenizer.tokenizer.get_added_tokens_decoder())
+    texts: dict[int, str] = {}
+    found: dict[str, list[int]] = {"merges": [], "split": [], "fragments": [], "spare_bytes": []}
+    for i in tokenizer.ids:
+        if i in added or i in tokenizer.special_ids or i == tokenizer.unk_id:
+            continue
+        try:
+            texts[i] = tokenizer.token_bytes(i).decode()
+        except UnicodeDecodeError:
+            found["fragments" if _made(tokenizer, i) else "merges"].append(i)
+    for context in ("", "a", " ", "\n", "1", ".", "a "):
+        left = list(texts)
+        for start in range(0, len(left), 4096):
+            some = left[start : start + 4096]
+            rows = tokenizer.encode_batch([context + texts[i] for i in some])
+            for i, row in zip(some, rows, strict=True):
+                if (row == i).any():
+                    del texts[i]
+    for i in texts:
+        spare = is_byte(tokenizer.piece(i))
+        found["spare_bytes" if spare else "split" if _made(tokenizer, i) else "merges"].append(i)
+    return found
+
+
+def _made(tokenizer: TextTokenizer, id: int) -> bool:
+    """Whether the model makes this one token of its own piece."""
+    piece = tokenizer.piece(id)
+    if is_byte(piece):
+        return True  # byte fallback: made of any character that is in no token
+    try:
+        return [token.id for token in tokenizer.tokenizer.model.tokenize(piece)] == [id]
+    except Exception:  # tokenizers raises a bare Exception, for a piece outside the alphabet
+        return False
