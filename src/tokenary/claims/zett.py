@@ -65,5 +65,5 @@ CLAIM = Claim(
     variation="another tokenizer: a unigram one, learned from code",
     held_out={"kind": "unigram of code"},
     minutes=10,
-    fast={"kind": "unigram of code", "count": 2, "steps": 0},
+    fast={"kind": "bpe", "count": 1, "steps": 0},
 )
