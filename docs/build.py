@@ -94,7 +94,12 @@ def markdown(names: list[str], rows: list[list[str]]) -> list[str]:
     return ["| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines]
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"compare": compare, "verdicts": verdicts, "methods": methods, "transfers": transfers}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "compare": compare,
+    "verdicts": verdicts,
+    "methods": methods,
+    "transfers": transfers,
+}
 
 
 def filled(text: str) -> str:

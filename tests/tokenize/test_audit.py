@@ -84,7 +84,7 @@ def test_faults_are_counted_and_shown():
     row = run([tokenizer], corpus.plan_texts({"eng": {"0": "the End", "1": "all is well"}}))["tokenizers"][0]
     english = row["languages"]["eng"]
     assert english["faults"] == 1 and english["fault_examples"] == [["the End", "the end"]]
-    assert row["lossy_strings"] == ["Ａ １"]
+    assert row["lossy_strings"] == ["\uff21\u3000\uff11"]
 
 
 def test_unknown_tokens_are_counted():

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from tokenary.cli import check, claims, compare, doctor, generate, infill, methods, models, store, tokenizer
+from tokenary.cli import check, claims, compare, doctor, generate, infill, methods, models, probe, store, tokenizer
 
 #: The base of the errors that typer words itself; typer exports no name for it.
 ClickException = typer.BadParameter.__mro__[2]
@@ -51,6 +51,7 @@ app.add_typer(claims.app, name="claims")
 app.command("check")(check.check)
 app.add_typer(store.app, name="store")
 app.add_typer(tokenizer.app, name="tokenizer")
+app.command("probe")(probe.probe)
 app.command("doctor")(doctor.doctor)
 
 

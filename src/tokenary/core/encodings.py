@@ -21,6 +21,12 @@ CLASSES = (
 PREFIXES = ("anti", "dis", "inter", "mis", "non", "over", "pre", "re", "sub", "super", "trans", "un", "under")
 SUFFIXES = ("able", "ed", "er", "est", "ful", "ing", "ion", "ity", "less", "ly", "ment", "ness", "ous")
 TAILS = ("s", "'s", "’s", "es")
+#: Texts that tokenizers are known to lose something of.
+ODD = (
+    *("  two  spaces ", " leading", "\ttab\t\t", "\n\n\n", "\r\n mixed \r", "\u00a0no break", "e\u0301 and \u00e9"),
+    *("नमस्ते", "สวัสดี", "\U0001f469\u200d\U0001f467 \U0001f1eb\U0001f1f7", "\ufb01 \ufb03 \u2460"),
+    *("don 't , do .", "\u0004\u0006", "\U00040000", "\u200b\ufeff", "\uff21\u3000\uff11"),
+)
 
 Pieces = Sequence[bytes]
 

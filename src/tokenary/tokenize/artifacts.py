@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import regex
 
-from tokenary.core.encodings import Pieces, alternatives, classify
+from tokenary.core.encodings import ODD, Pieces, alternatives, classify
 from tokenary.core.spelling import is_byte
 from tokenary.tokenize.base import TextTokenizer
 
@@ -21,12 +21,6 @@ def exposure(tokenizer: TextTokenizer, word: str, own: Pieces) -> set[str]:
     """Return the classes that a word is exposed to."""
     classes = (classify(own, other) for other in alternatives(tokenizer.id_of, word, own))
     return {found for found in classes if found is not None}
-
-
-ODD = (
-    *("  two  spaces ", "\ttab\t\t", "\n\n\n", "\r\n mixed \r", " nbsp ", "é and é", "नमस्ते", "👩‍👩‍👧‍👦 🇫🇷"),
-    *("ﬁ ﬃ ①", "don 't , do .", "\u0004\u0006", "\U00040000", "\u200b\ufeff", "Ａ １", "َُِّ", "​"),
-)
 
 
 def lossy_strings(tokenizer: TextTokenizer) -> list[str]:
