@@ -362,7 +362,7 @@ CLAIM = Claim(
     run=run,
     variation="a student that splits digits too, so that vocabularies overlap: H-KL against P-KL, on all held-out text",
     held_out={"digits": "split", "arms": ("ce", "h-kl", "p-kl"), "same": 0},
-    minutes=15,
+    minutes=25,
     fast={"arms": ("ce", "gold", "p-kl"), "repeats": 1, "segments": 16, "pretrain": 8, "steps": 3, "test": 8}
     | {"vocab": 2048, "hidden": 64, "columns": 512, "same": 0},
 )
