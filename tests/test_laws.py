@@ -24,6 +24,8 @@ from tokenary.memory import laws as keeping
 from tokenary.memory.base import KeepLayer, KeepPolicy
 
 SLUGS = [card.slug for card in cards()]
+#: Laws that a method cannot be held to: PBS-Attn thins whole prompts, and what comes behind them reads everything.
+DO_NOT_FIT = {"pbs-attn": {"a query reads no more than it may", "pieces of a prompt change nothing"}}
 CARD = Card(slug="here", cls="Here", room="decode", title="", summary="", slot="draft", lossless=True)
 
 
@@ -32,7 +34,8 @@ def test_every_method_keeps_the_laws_of_its_room(slug):
     report = check(slug)
     assert len(report.findings) == len(laws_of(slug))
     assert report.ok, str(report)
-    assert not [finding for finding in report.findings if finding.verdict == "skipped"]
+    skipped = {finding.law for finding in report.findings if finding.verdict == "skipped"}
+    assert skipped == DO_NOT_FIT.get(slug, set())
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,8 @@ def test_every_method_keeps_the_laws_of_its_room(slug):
         ("keyformer", {"keep": 20, "noise": "none", "recent": 0.5}),
         ("random", {"keep": "30%", "recent": 0, "layers": "pyramid", "interval": 5}),
         ("recent", {"keep": 12, "sinks": 0, "interval": 1}),
+        ("token-select", {"reuse": 0.7}),
+        ("fasa", {"sets": "group", "pairs": "adjacent", "dense": 0}),
     ],
 )
 def test_they_hold_for_other_options_too(slug, options):

@@ -297,7 +297,8 @@ class Generation:
 
     def _make_loop(self, methods: dict[str, Any], ids: list[list[int]], new: int, sampler: Sampler) -> Running:
         """Return the ordinary loop, or that of a method that brings its own."""
-        lm, keep, read = self.lm, methods.get("keep"), methods.get("read")
+        lm = self.lm
+        keep, read, store = (methods.get(slot) for slot in ("keep", "read", "store"))
         task = Task(
             model=lm.model,
             tokenizer=lm.tokenizer,
@@ -308,6 +309,7 @@ class Generation:
             stops=self._stops if self._stop else None,
             policies=None if keep is None else lambda: keep.attach(lm.model.config, lm.dtype),
             readers=None if read is None else lambda: read.attach(lm.model.config),
+            stores=None if store is None else lambda: store.attach(lm.model.config),
         )
         strategies = [method for method in methods.values() if isinstance(method, Strategy)]
         owner = next((method for method in strategies if method.owns_loop), None)

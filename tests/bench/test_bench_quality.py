@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from tokenary.bench.quality import Quality, at_budget, evaluate, keep_only, sliding_texts, sweep, teacher_forced
+from tokenary.bench.quality import Quality, at_budget, evaluate, memory_only, sliding_texts, sweep, teacher_forced
 from tokenary.core.errors import InputError, OptionError
 from tokenary.core.recipe import Recipe
 from tokenary.models import load, tiny_lm
@@ -83,7 +83,7 @@ def test_drafts_are_no_matter_of_quality(lm):
     assert (
         evaluate(lm, "token-recycling + recent:keep=40%", TEXTS, P).nll == evaluate(lm, "recent:keep=40%", TEXTS, P).nll
     )
-    assert keep_only(Recipe.parse("token-recycling")) is None
+    assert memory_only(Recipe.parse("token-recycling")) is None
 
 
 def test_statistics():

@@ -20,7 +20,7 @@ import torch
 from tokenary.bench.filled import filled_quality
 from tokenary.bench.measure import PLAIN, Measurement, Row, balanced, fitting, measure
 from tokenary.bench.peers import peers_of
-from tokenary.bench.quality import Quality, keep_only, sliding_texts, sweep
+from tokenary.bench.quality import Quality, memory_only, sliding_texts, sweep
 from tokenary.core.claim import device_name, versions
 from tokenary.core.errors import InputError, OptionError
 from tokenary.core.recipe import Recipe
@@ -259,7 +259,7 @@ def compare(
             filled = filled_quality(lm, measurement)
         except KeyboardInterrupt:
             complete = False
-    if quality and complete and any(map(keep_only, chosen)):
+    if quality and complete and any(map(memory_only, chosen)):
         try:
             texts, scored = _texts(lm, seed)
             for policy, point in sweep(lm, chosen, texts, len(texts[0]) - scored, budgets, progress):
@@ -328,7 +328,7 @@ def _texts(lm: LM, seed: int) -> tuple[list[list[int]], int]:
 def _row(row: Row, curves: Mapping[str, list[Quality]]) -> dict[str, Any]:
     """A row as plain JSON types, with the quality of its keep policy."""
     made = asdict(row) | {"near_ties": row.near_ties, "quality": None, "keeps": False}
-    part = keep_only(Recipe.parse(row.name)) if row.kind == "recipe" else None
+    part = memory_only(Recipe.parse(row.name)) if row.kind == "recipe" else None
     if part is not None:
         made["keeps"] = True
         points = [point for curve in curves.values() for point in curve if point.recipe == str(part)]

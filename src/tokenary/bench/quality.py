@@ -1,4 +1,4 @@
-"""What a keep policy costs in quality: how well the model predicts real text when it remembers less.
+"""What the memory room costs in quality: how well the model predicts real text when it keeps, stores or reads less.
 
 A text is split into a prompt of P tokens and the T real tokens that follow it. The prompt is read and reduced; then the
 real tokens are fed (teacher forcing) and the negative log-likelihood of each, given those before it, is noted::
@@ -25,10 +25,13 @@ from tokenary.core.recipe import Recipe, Step
 from tokenary.core.tree import TokenTree
 from tokenary.hf.target import Target, attached
 from tokenary.models import LM
+from tokenary.run import build
 
 #: Tokens fed in one pass, where a policy has room for so many.
 PIECE = 16
 PLAIN = "plain"
+#: The slots of a recipe that can cost quality.
+MEMORY = ("keep", "read", "store")
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,7 @@ def teacher_forced(
     lm : LM
         The model.
     recipe : str, Recipe or None
-        Its keep policy is used, fresh; drafts change nothing here.
+        What it keeps, stores and reads is used, fresh; drafts change nothing here.
     texts : sequence of token ids
         One batch, all of one length P + T.
     prompt_tokens : int
@@ -179,10 +182,16 @@ def teacher_forced(
         raise InputError(f"texts must be of one length, more than the {prompt_tokens} tokens of the prompt")
     if length > lm.context_length:
         raise InputError(f"texts of {length} tokens are past {lm.name}'s context of {lm.context_length}")
-    keep = Recipe.parse(recipe).build().get("keep")
+    methods = build(lm, memory_only(Recipe.parse(recipe)) or Recipe())
+    keep, read, store = (methods.get(slot) for slot in MEMORY)
     rows, real = range(len(texts)), torch.tensor([list(ids) for ids in texts])
     with attached(lm.model):
-        target = Target(lm.model, None if keep is None else keep.attach(lm.model.config, lm.dtype))
+        target = Target(
+            lm.model,
+            None if keep is None else keep.attach(lm.model.config, lm.dtype),
+            None if read is None else read.attach(lm.model.config),
+            None if store is None else store.attach(lm.model.config),
+        )
         logits = target.prefill([ids[:prompt_tokens] for ids in texts])
         prompt_bytes = target.nbytes
         losses = [_nll(logits[:, None], real[:, prompt_tokens : prompt_tokens + 1])]
@@ -223,10 +232,15 @@ def evaluate(
     )
 
 
-def keep_only(recipe: Recipe) -> Recipe | None:
-    """Return the part of a recipe that can cost quality: its keep policy; None without one."""
-    steps = tuple(step for step in recipe.steps if step.card.slot == "keep")
+def memory_only(recipe: Recipe) -> Recipe | None:
+    """Return the part of a recipe that decides what is kept, stored and read of the past; None without one."""
+    steps = tuple(step for step in recipe.steps if step.card.slot in MEMORY)
     return Recipe(steps) if steps else None
+
+
+def _keeps(recipe: Recipe) -> bool:
+    """Whether it is one keep policy, and so has a budget to sweep over."""
+    return [step.card.slot for step in recipe.steps] == ["keep"]
 
 
 def at_budget(recipe: Recipe, keep: str) -> Recipe:
@@ -251,7 +265,7 @@ def sweep(
     lm : LM
         The model.
     recipes : iterable of str or Recipe
-        Those with a keep policy take part, each at its own budget too.
+        Those that keep, store or read less take part, as they are; a keep policy alone over the budgets too.
     texts, prompt_tokens
         As in `teacher_forced`; the full cache is computed once.
     budgets : sequence of float
@@ -272,11 +286,13 @@ def sweep(
     for budget in budgets:
         if not 0 < budget <= 100:
             raise OptionError("budgets", budget, "percent above 0 and at most 100")
-    given = [part for recipe in recipes if (part := keep_only(Recipe.parse(recipe))) is not None]
+    given = [part for recipe in recipes if (part := memory_only(Recipe.parse(recipe))) is not None]
     curves: dict[str, dict[str, Recipe]] = {PLAIN: {PLAIN: Recipe()}}
-    for part in [*given, Recipe.parse("random"), Recipe.parse("recent")] if given else []:
+    curves |= {str(part): {str(part): part} for part in given if not _keeps(part)}
+    keeping = [part for part in given if _keeps(part)]
+    for part in [*keeping, Recipe.parse("random"), Recipe.parse("recent")] if keeping else []:
         points = curves.setdefault(_without_budget(part), {})
-        for recipe in (*(at_budget(part, f"{budget:g}%") for budget in budgets), *([part] if part in given else [])):
+        for recipe in (*(at_budget(part, f"{budget:g}%") for budget in budgets), *([part] if part in keeping else [])):
             points[str(recipe)] = recipe
     reporter = Reporter(progress, sum(map(len, curves.values())))
 

@@ -20,7 +20,7 @@ from tokenary.core.errors import RecipeError
 from tokenary.core.registry import card, cards, method_class
 
 #: Slots of the methods that take part in writing a text; methods that take others have commands of their own.
-WRITING = ("draft", "choose", "strategy", "keep", "read", "unmask", "window")
+WRITING = ("draft", "choose", "strategy", "keep", "store", "read", "unmask", "window")
 
 
 @dataclass(frozen=True)

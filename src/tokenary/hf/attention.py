@@ -92,6 +92,12 @@ def attend(
         else:
             shown = _attend_and_show(layer, query, key, value, mask, scale)
     reader = policy if policy is not None and policy.attends else layer.reader
+    if layer.store is not None:
+        layer.queries = (query, scale) if layer.store.observes else None
+        if any(layer.stored):
+            if reader is None and info.visible is None:
+                return _attend_stored(layer, query, key, value, mask, scale), None
+            key, value = layer.whole()
     read = None if reader is None else reader.attend(layer, query, key, value, mask, scale)
     output = shown if read is None else read
     if output is not None:
@@ -120,6 +126,25 @@ def _attend_and_show(
     weights = logits.softmax(-1).to(value.dtype)
     layer.logits = logits.view(batch, key.shape[1], -1, width, key.shape[2])
     return torch.matmul(weights, value).view(batch, heads, width, -1).transpose(1, 2)
+
+
+def _attend_stored(
+    layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
+) -> Tensor:
+    """Let the store attend, sequence by sequence, to what it owns and to what lies open: (B, W, Hq, D)."""
+    assert layer.store is not None
+    batch, heads, width, size = query.shape
+    folded = query.reshape(batch, key.shape[1], -1, size)  # (B, Hkv, G * W, D)
+    found = []
+    for row, (held, stored) in enumerate(zip(layer.held, layer.stored, strict=True)):
+        # All slots before `held` may be seen; those between a shorter sequence and the pending rows are left out.
+        parts = [slice(0, held - stored), slice(layer.n_open, None)]
+        keys, values = (torch.cat([states[row, :, part] for part in parts], dim=1) for states in (key, value))
+        term = None
+        if mask is not None:
+            term = torch.cat([mask[row, 0, :, stored:held], mask[row, 0, :, layer.fill :]], dim=1)
+        found.append(layer.store.attend(row, folded[row], keys, values, term, scale))
+    return torch.stack(found).view(batch, heads, width, -1).transpose(1, 2)
 
 
 def _show_prompt(layer: TokenLayer, query: Tensor, key: Tensor, scale: float) -> None:

@@ -2,7 +2,8 @@
 
 Rows of a pass are *pending* until they are committed. Who decodes with a `Target` commits the accepted path of a
 tree; under plain ``model.generate`` the next pass commits what ``crop`` left over. Eviction happens only at a
-commit, so that a rejected draft can always be rolled back.
+commit, so that a rejected draft can always be rolled back; so does the move of the oldest tokens into a store, which
+keeps them in a form of its own.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-from tokenary.core.errors import UnsupportedModelError
+from tokenary.core.errors import RecipeError, UnsupportedModelError
 from tokenary.core.token_map import Select, TokenMap
 
 _CHUNK = 32  # slots that a growing cache takes at a time
@@ -97,6 +98,59 @@ class LayerReader(Protocol):
         """Keep the state of these sequences of the batch, in this order; none of them resets it."""
 
 
+class LayerStore(Protocol):
+    """How one layer stores its older tokens; implemented by methods of the memory room, one object a layer.
+
+    It owns the oldest tokens of every sequence; the newer ones lie open in the layer until it takes them.
+    """
+
+    #: Whether `observe` must be called.
+    observes: bool
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors it holds."""
+
+    def observe(self, row: int, query_states: Tensor, scaling: float) -> None:
+        """See the queries (Hq, A, D) of A newly committed tokens of a sequence."""
+
+    def take(self, row: int, keys: Tensor, values: Tensor, prompt: bool) -> int:
+        """Store some of the oldest open tokens, of keys and values (Hkv, M, D); return how many."""
+
+    def read(self, row: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values stored, (Hkv, N, D), in the order of the tokens."""
+
+    def attend(
+        self, row: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """Attend to what is stored, all of it, and to open keys and values; they may hold rows that are masked.
+
+        Parameters
+        ----------
+        row : int
+            A sequence.
+        query : Tensor
+            (Hkv, R, D), R rows of all query heads of a group.
+        keys, values : Tensor
+            (Hkv, M, D).
+        mask : Tensor or None
+            0 or -inf, (R, M).
+        scale : float
+            Factor on the logits.
+
+        Returns
+        -------
+        Tensor
+            (Hkv, R, D).
+        """
+
+    def room(self, row: int, n_open: int) -> int | None:
+        """How many tokens may be committed before it takes the next ones; None for any number."""
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep the state of these sequences of the batch, in this order; none of them resets it."""
+
+
 @dataclass
 class PassInfo:
     """What all layers share during one pass."""
@@ -126,6 +180,8 @@ class TokenLayer(CacheLayerMixin):
         Width of the attention window of this layer. Older tokens are freed.
     reader : LayerReader, optional
         What is read of what is held; everything without one.
+    store : LayerStore, optional
+        Owns the oldest ``stored[b]`` of the slots; without one all lie open.
     """
 
     is_croppable = True
@@ -136,24 +192,29 @@ class TokenLayer(CacheLayerMixin):
         policy: LayerPolicy | None = None,
         sliding_window: int | None = None,
         reader: LayerReader | None = None,
+        store: LayerStore | None = None,
     ) -> None:
-        self.shared, self.policy, self.sliding_window, self.reader = shared, policy, sliding_window, reader
+        self.shared, self.policy, self.sliding_window = shared, policy, sliding_window
+        self.reader, self.store = reader, store
         self.is_sliding = sliding_window is not None
         self.reset()
 
     def reset(self) -> None:
         """Forget everything, and the policy's state with it."""
-        self.storage: Tensor | None = None  # (2, B, Hkv, capacity, D)
+        self.storage: Tensor | None = None  # (2, B, Hkv, capacity, D); its slot s of sequence b is stored[b] + s
         self.positions: Tensor | None = None  # (B, Hkv, capacity); None while slot s holds token s
         self.held: list[int] = []  # valid slots of each sequence
+        self.stored: list[int] = []  # how many of them, the first ones, the store owns
         self.committed: list[int] = []  # tokens of each sequence that were ever committed
         self.fill = 0  # slots before the pending ones: the longest `held`
+        self.n_open = 0  # of them in `storage`: the largest `held` less `stored`
         self.pending = 0
         self.seen = 0
         self.valid: Tensor | None = None  # (B, W): which pending rows are no padding; None for all
         self.logits: Tensor | None = None  # (B, Hkv, G, W, N) of the pass, where the policy asks for them
+        self.queries: tuple[Tensor, float] | None = None  # (B, Hq, W, D) of the pass and their scale, for the store
         self.is_initialized = False
-        for state in (self.policy, self.reader):
+        for state in (self.policy, self.reader, self.store):
             if state is not None:
                 state.select_rows([])
 
@@ -166,13 +227,13 @@ class TokenLayer(CacheLayerMixin):
         if value_states.shape[-1] != width:
             raise UnsupportedModelError("keys and values of different width are not supported")
         self.storage = key_states.new_empty(2, batch, heads, 0, width)
-        self.held, self.committed = [0] * batch, [0] * batch
+        self.held, self.stored, self.committed = [0] * batch, [0] * batch, [0] * batch
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """Append the pass's keys and values, (B, Hkv, W, D), as pending rows; return all, (B, Hkv, N, D).
+        """Append the pass's keys and values, (B, Hkv, W, D), as pending rows; return all open ones, (B, Hkv, N, D).
 
         The returned keys carry this layer, so that the attention function finds it without global state.
         """
@@ -183,11 +244,11 @@ class TokenLayer(CacheLayerMixin):
         assert self.storage is not None
         self.pending = key_states.shape[2]
         self.seen += self.pending
-        end = self.fill + self.pending
+        end = self.n_open + self.pending
         if end > self.storage.shape[3]:
             self._resize(-(-end // _CHUNK) * _CHUNK)
-        self.storage[0, :, :, self.fill : end] = key_states
-        self.storage[1, :, :, self.fill : end] = value_states
+        self.storage[0, :, :, self.n_open : end] = key_states
+        self.storage[1, :, :, self.n_open : end] = value_states
         keys, values = self.storage[0, :, :, :end], self.storage[1, :, :, :end]
         keys.cache_layer = self  # type: ignore[attr-defined]
         return keys, values
@@ -231,22 +292,36 @@ class TokenLayer(CacheLayerMixin):
     @property
     def keys(self) -> Tensor | None:  # type: ignore[override]
         """Keys held, (B, Hkv, N, D)."""
-        return None if self.storage is None else self.storage[0, :, :, : self.fill + self.pending]
+        return None if self.storage is None else self.whole()[0]
 
     @property
     def values(self) -> Tensor | None:  # type: ignore[override]
         """Values held, (B, Hkv, N, D)."""
-        return None if self.storage is None else self.storage[1, :, :, : self.fill + self.pending]
+        return None if self.storage is None else self.whole()[1]
+
+    def whole(self) -> Tensor:
+        """Return keys and values of all slots, (2, B, Hkv, N, D); a copy where some of them are stored."""
+        assert self.storage is not None
+        opened = self.storage[:, :, :, : self.n_open + self.pending]
+        if self.store is None or not any(self.stored):
+            return opened
+        made = opened.new_zeros(*opened.shape[:3], self.fill + self.pending, opened.shape[4])
+        made[:, :, :, self.fill :] = opened[:, :, :, self.n_open :]
+        for row, (held, stored) in enumerate(zip(self.held, self.stored, strict=True)):
+            if stored:
+                made[0, row, :, :stored], made[1, row, :, :stored] = self.store.read(row)
+            made[:, row, :, stored:held] = opened[:, row, :, : held - stored]
+        return made
 
     @property
     def nbytes(self) -> int:
         """Bytes of the tensors really held, free slots and bookkeeping included."""
         held = [tensor for tensor in (self.storage, self.positions) if tensor is not None]
-        states = [state for state in (self.policy, self.reader) if state is not None]
+        states = [state for state in (self.policy, self.reader, self.store) if state is not None]
         return sum(tensor.nbytes for tensor in held) + sum(state.nbytes for state in states)
 
     def commit(self, paths: Sequence[Sequence[int]] | None = None) -> None:
-        """Make pending rows part of the past, drop the others, then let the policy choose what stays.
+        """Make pending rows part of the past, drop the others, then let policy and store do what they do.
 
         Parameters
         ----------
@@ -264,13 +339,19 @@ class TokenLayer(CacheLayerMixin):
         self._observe(paths)
         for row, path in enumerate(paths):
             self._take(row, path)
-        self.pending, self.valid, self.logits = 0, None, None
-        self.fill = max(self.held, default=0)
+        self.pending, self.valid, self.logits, self.queries = 0, None, None, None
+        self._measure()
         if not info.more:
             self._reduce(list(map(len, paths)), first or info.prompt)
 
     def _observe(self, paths: Sequence[Sequence[int]]) -> None:
-        """Show the policy the logits of the rows that are about to be committed."""
+        """Show the policy the logits, and the store the queries, of the rows that are about to be committed."""
+        if self.store is not None and self.store.observes and self.queries is not None:
+            query, scale = self.queries
+            for row, path in enumerate(paths):
+                if len(path):
+                    chosen = torch.as_tensor(path, device=self.device)
+                    self.store.observe(row, query[row].index_select(1, chosen), scale)
         if self.logits is None or self.policy is None:
             return
         for row, path in enumerate(paths):
@@ -282,9 +363,9 @@ class TokenLayer(CacheLayerMixin):
     def _take(self, row: int, path: Sequence[int]) -> None:
         """Move the pending rows `path` of one sequence behind what it holds."""
         assert self.storage is not None
-        start, count = self.held[row], len(path)
-        if count and (start != self.fill or path[-1] != count - 1):  # else they already lie there
-            source = torch.as_tensor(path, device=self.device) + self.fill
+        start, count = self.held[row] - self.stored[row], len(path)
+        if count and (start != self.n_open or path[-1] != count - 1):  # else they already lie there
+            source = torch.as_tensor(path, device=self.device) + self.n_open
             self.storage[:, row, :, start : start + count] = self.storage[:, row].index_select(2, source)
         if self.positions is not None:
             first = self.committed[row]
@@ -293,7 +374,7 @@ class TokenLayer(CacheLayerMixin):
         self.committed[row] += count
 
     def _reduce(self, taken: Sequence[int], prompt: bool) -> None:
-        """Let the policy, or the sliding window, free tokens."""
+        """Let the policy or the sliding window free tokens, or the store take some."""
         changed = False
         for row, held in enumerate(self.held):
             chosen: TokenMap | None = None
@@ -304,9 +385,25 @@ class TokenLayer(CacheLayerMixin):
             if chosen is not None:
                 self._keep(row, chosen)
                 changed = True
+            elif self.store is not None:
+                changed |= self._move(row, self.store, prompt)
         if changed:
-            self.fill = max(self.held)
-            self._resize(self.fill + 8)
+            self._measure()
+            self._resize(self.n_open + 8)
+
+    def _measure(self) -> None:
+        """Find how many slots lie before the pending ones."""
+        self.fill = max(self.held, default=0)
+        self.n_open = max((held - stored for held, stored in zip(self.held, self.stored, strict=True)), default=0)
+
+    def _move(self, row: int, store: LayerStore, prompt: bool) -> bool:
+        """Let the store take of one sequence's open tokens; return whether it did."""
+        assert self.storage is not None
+        n_open = self.held[row] - self.stored[row]
+        taken = store.take(row, self.storage[0, row, :, :n_open], self.storage[1, row, :, :n_open], prompt)
+        self.storage[:, row, :, : n_open - taken] = self.storage[:, row, :, taken:n_open].clone()
+        self.stored[row] += taken
+        return taken > 0
 
     def _keep(self, row: int, chosen: TokenMap) -> None:
         """Apply a map (Hkv or shared, M, held) to one sequence's keys, values and positions."""
@@ -344,11 +441,13 @@ class TokenLayer(CacheLayerMixin):
         self.positions = None if self.positions is None else self.positions[index]
         self.valid = None if self.valid is None else self.valid[index]
         self.logits = None if self.logits is None else self.logits[index]
+        self.queries = None if self.queries is None else (self.queries[0][index], self.queries[1])
         self.held = [self.held[row] for row in rows]
+        self.stored = [self.stored[row] for row in rows]
         self.committed = [self.committed[row] for row in rows]
         if not self.pending:  # the longest sequence may have left
-            self.fill = max(self.held, default=0)
-        for state in (self.policy, self.reader):
+            self._measure()
+        for state in (self.policy, self.reader, self.store):
             if state is not None:
                 state.select_rows(rows)
 
@@ -422,11 +521,15 @@ class TokenCache(Cache):
         What each layer keeps; sliding layers ignore theirs, since their window already bounds them.
     readers : sequence of LayerReader or None, optional
         What each layer reads; sliding layers ignore theirs.
+    stores : sequence of LayerStore or None, optional
+        How each layer stores its older tokens; sliding layers ignore theirs.
 
     Raises
     ------
     UnsupportedModelError
         If the model has layers that are no attention layers, or some that slide where keys must come unrotated.
+    RecipeError
+        If stores come with policies, or with readers that want keys unrotated.
     """
 
     def __init__(
@@ -434,7 +537,10 @@ class TokenCache(Cache):
         config: PretrainedConfig,
         policies: Sequence[LayerPolicy | None] | None = None,
         readers: Sequence[LayerReader | None] | None = None,
+        stores: Sequence[LayerStore | None] | None = None,
     ) -> None:
+        if policies is not None and stores is not None:
+            raise RecipeError("a cache that drops tokens and one that stores them in another form do not compose")
         text = config.get_text_config(decoder=True)
         kinds = getattr(text, "layer_types", None) or ["full_attention"] * text.num_hidden_layers
         strange = sorted(set(kinds) - {"full_attention", "sliding_attention"})
@@ -448,6 +554,7 @@ class TokenCache(Cache):
                 None if policies is None or slides else policies[layer],
                 text.sliding_window if slides else None,
                 None if readers is None or slides else readers[layer],
+                None if stores is None or slides else stores[layer],
             )
             for layer, slides in enumerate(sliding)
         ]
@@ -455,6 +562,8 @@ class TokenCache(Cache):
         told = [layer.reader is not None and layer.reader.unrotated for layer in self.token_layers]
         if any(told) and not all(told):
             raise UnsupportedModelError("keys cannot come unrotated to some layers and rotated to others")
+        if any(told) and stores is not None:
+            raise RecipeError("a store judges tokens by rotated queries and keys; here they come unrotated")
 
     @property
     def unrotated(self) -> bool:
@@ -472,12 +581,13 @@ class TokenCache(Cache):
 
     def room(self, row: int) -> int | None:
         """How many tokens of a sequence may be committed at once without skipping a policy's choice."""
-        rooms = [
-            room
-            for layer in self.token_layers
-            if layer.policy is not None and (room := layer.policy.room(row, layer.held[row])) is not None
-        ]
-        return min(rooms, default=None)
+        rooms: list[int | None] = []
+        for layer in self.token_layers:
+            if layer.policy is not None:
+                rooms.append(layer.policy.room(row, layer.held[row]))
+            if layer.store is not None:
+                rooms.append(layer.store.room(row, layer.held[row] - layer.stored[row]))
+        return min((room for room in rooms if room is not None), default=None)
 
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep these sequences of the batch, in this order."""

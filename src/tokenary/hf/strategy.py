@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from tokenary.core.decoding import Running
 from tokenary.core.method import Method
 from tokenary.core.sampling import Chooser, Sampler
-from tokenary.hf.cache import LayerPolicy, LayerReader
+from tokenary.hf.cache import LayerPolicy, LayerReader, LayerStore
 from tokenary.hf.target import Target
 
 
@@ -39,6 +39,8 @@ class Task:
         Makes what each layer of a new cache keeps; None where everything is kept.
     readers : callable or None
         Makes what each layer of a new cache reads; None where everything is read.
+    stores : callable or None
+        Makes how each layer of a new cache stores its older tokens; None where they stay as they are.
     """
 
     model: PreTrainedModel
@@ -50,11 +52,16 @@ class Task:
     stops: Callable[[int, Sequence[int]], bool] | None = None
     policies: Callable[[], Sequence[LayerPolicy | None]] | None = None
     readers: Callable[[], Sequence[LayerReader | None]] | None = None
+    stores: Callable[[], Sequence[LayerStore | None]] | None = None
 
     def target(self) -> Target:
         """Return the model with a fresh cache."""
-        policies = None if self.policies is None else self.policies()
-        return Target(self.model, policies, None if self.readers is None else self.readers())
+        return Target(
+            self.model,
+            None if self.policies is None else self.policies(),
+            None if self.readers is None else self.readers(),
+            None if self.stores is None else self.stores(),
+        )
 
 
 class Strategy(Method):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from tokenary.core.errors import InputError, UnsupportedModelError
 from tokenary.core.tree import TokenTree
 from tokenary.hf import attention
-from tokenary.hf.cache import LayerPolicy, LayerReader, PassInfo, TokenCache
+from tokenary.hf.cache import LayerPolicy, LayerReader, LayerStore, PassInfo, TokenCache
 
 
 def check_causal(model: PreTrainedModel) -> None:
@@ -42,6 +42,8 @@ class Target:
         What each layer keeps of the past.
     readers : sequence of LayerReader or None, optional
         What each layer reads of what it keeps.
+    stores : sequence of LayerStore or None, optional
+        How each layer stores its older tokens.
 
     Attributes
     ----------
@@ -54,10 +56,11 @@ class Target:
         model: PreTrainedModel,
         policies: Sequence[LayerPolicy | None] | None = None,
         readers: Sequence[LayerReader | None] | None = None,
+        stores: Sequence[LayerStore | None] | None = None,
     ) -> None:
         check_causal(model)
         self.model = model
-        self.cache = TokenCache(model.config, policies, readers)
+        self.cache = TokenCache(model.config, policies, readers, stores)
         self.lengths: list[int] = []
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The protocols of keeping a part of the past, and of reading a part of what is kept."""
+"""The protocols of keeping a part of the past, of storing it in fewer bits, and of reading a part of what is kept."""
 
 from __future__ import annotations
 
@@ -135,6 +135,79 @@ class KeepLayer:
     def select_rows(self, rows: Sequence[int]) -> None:
         """Keep the state of these sequences, in this order; none of them resets it."""
         self._budget = {new: self._budget[old] for new, old in enumerate(rows) if old in self._budget}
+
+
+class StorePolicy(Method):
+    """Keeps every token, and stores the older ones in fewer bits: the prompt, then every `interval` new tokens.
+
+    A subclass names its options in ``__init__``, calls this one's, and implements `layer`.
+
+    Parameters
+    ----------
+    high, low : int
+        Bits of the numbers that are stored more, and less, finely; with 16 they stay as the model made them.
+    interval : int
+        New tokens that are stored together; until then they lie open.
+    """
+
+    def __init__(self, high: int, low: int, interval: int) -> None:
+        self.high, self.low, self.interval = high, low, interval
+
+    @abstractmethod
+    def layer(self, index: int) -> StoreLayer:
+        """Return fresh state for one layer."""
+
+    def attach(self, config: PretrainedConfig) -> list[StoreLayer]:
+        """Return fresh state for every layer of a model, with nothing left of earlier sequences."""
+        return [self.layer(index) for index in range(config.get_text_config(decoder=True).num_hidden_layers)]
+
+
+class StoreLayer:
+    """State of a store policy in one layer, for every sequence of a batch; see `tokenary.hf.cache.LayerStore`.
+
+    What is stored must follow from committed tokens alone, and be taken `interval` tokens at a time: then drafts change
+    nothing.
+    """
+
+    observes = False
+
+    def __init__(self, policy: StorePolicy) -> None:
+        self.policy = policy
+
+    @property
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of the tensors held."""
+
+    @property
+    @abstractmethod
+    def bits_per_value(self) -> float:
+        """Bits that one stored number takes, with its part of scales, offsets and bookkeeping; nan if none is."""
+
+    def observe(self, row: int, query_states: Tensor, scaling: float) -> None:
+        """See the queries (Hq, A, D) of A newly committed tokens of a sequence."""
+
+    @abstractmethod
+    def take(self, row: int, keys: Tensor, values: Tensor, prompt: bool) -> int:
+        """Store some of the oldest open tokens, of keys and values (Hkv, M, D); return how many."""
+
+    @abstractmethod
+    def read(self, row: int) -> tuple[Tensor, Tensor]:
+        """Return the keys and values stored, (Hkv, N, D), in the order of the tokens."""
+
+    @abstractmethod
+    def attend(
+        self, row: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
+    ) -> Tensor:
+        """Attend to what is stored and to open tokens; see `tokenary.hf.cache.LayerStore.attend`."""
+
+    def room(self, row: int, n_open: int) -> int | None:
+        """How many tokens may be committed before the next ones are stored."""
+        return max(1, self.policy.interval - n_open)
+
+    @abstractmethod
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep the state of these sequences, in this order; none of them resets it."""
 
 
 class ReadPolicy(Method):

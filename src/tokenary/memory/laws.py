@@ -1,12 +1,16 @@
 """The laws of keeping: what stays is within the budget, is freed for good, and depends on its own text alone.
 
-The last law is the contract with drafting: since a cache reduces only at commits, and never lets a pass commit past
-the next reduction (`room`), verifying drafts over a policy gives the text that decoding one by one over it gives.
+The laws of storing: every token stays, in fewer bytes that are all counted, and is rounded once.
+
+The last law of either is the contract with drafting: since a cache reduces or stores only at commits, and never lets a
+pass commit past the next time (`room`), verifying drafts over a policy gives the text that decoding one by one over it
+gives.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -23,82 +27,24 @@ from tokenary.core.laws import (
     same_tokens,
     the_recipe_survives_json,
 )
-from tokenary.core.seeding import substream
 from tokenary.core.token_map import TokenMap, check_token_map
 from tokenary.core.tree import TokenTree
-from tokenary.hf.cache import TokenCache, TokenLayer
 from tokenary.hf.target import Target, attached
 from tokenary.memory.base import KeepPolicy
-from tokenary.models.lm import LM
+from tokenary.memory.law_tools import (
+    NEW,
+    RAGGED,
+    cache_of,
+    layers_of,
+    net_for,
+    oracle,
+    positions,
+    prompts_of,
+    run,
+    target_of,
+)
+from tokenary.memory.read_laws import READ_LAWS
 from tokenary.models.tiny import tiny_lm
-
-NEW = 40
-
-
-def prompts_of(*lengths: int, seed: int = 0) -> list[list[int]]:
-    """Prompts of random token ids."""
-    return [
-        substream(seed, "law prompt", number).integers(0, 97, length).tolist() for number, length in enumerate(lengths)
-    ]
-
-
-RAGGED = prompts_of(70, 33, 101, 64)
-
-
-def target_of(lm: LM, policy: Any | None) -> Target:
-    """Return a target over a policy, or over a full cache."""
-    return Target(lm.model, None if policy is None else policy.attach(lm.model.config, lm.dtype))
-
-
-def run(
-    lm: LM,
-    policy: Any | None,
-    prompts: Sequence[Sequence[int]],
-    new: int = NEW,
-    draft: Callable[[list[list[int]]], TokenTree] | None = None,
-    after: Callable[[Target, list[int]], None] | None = None,
-    target: Target | None = None,
-) -> list[list[int]]:
-    """Greedy tokens of each prompt: the plainest loop over a `Target`, here because a room imports no other room.
-
-    ``draft`` makes the trees of a pass from all tokens so far; without it every pass takes one token. ``after`` is
-    called with the target and the tokens taken of each sequence, after the prompts and after every pass.
-    """
-    target = target or target_of(lm, policy)
-    with attached(lm.model):
-        first = target.prefill(prompts).argmax(-1).tolist()
-        if after is not None:
-            after(target, [len(prompt) for prompt in prompts])
-        texts = [[*prompt, token] for prompt, token in zip(prompts, first, strict=True)]
-        while min(len(text) - len(prompt) for text, prompt in zip(texts, prompts, strict=True)) < new:
-            tree = TokenTree.roots([text[-1] for text in texts]) if draft is None else draft(texts)
-            choices = target.score(tree).argmax(-1).tolist()
-            paths = []
-            for row, text in enumerate(texts):
-                path = [0]
-                while (child := tree.child(row, path[-1], choices[row][path[-1]])) >= 0:
-                    path.append(child)
-                path = path[: target.room(row)]
-                text += [choices[row][node] for node in path]
-                paths.append(path)
-            target.commit(paths)
-            if after is not None:
-                after(target, [len(path) for path in paths])
-    return [text[len(prompt) :][:new] for text, prompt in zip(texts, prompts, strict=True)]
-
-
-def layers_of(target: Target) -> list[Any]:
-    """Return the layers of a target's cache, every one a `TokenLayer`."""
-    return target.cache.layers
-
-
-def positions(layer: TokenLayer, row: int) -> list[list[int]]:
-    """Original positions that each key head of a sequence holds."""
-    held = layer.held[row]
-    if layer.positions is None:
-        assert layer.storage is not None
-        return [list(range(held))] * layer.storage.shape[2]
-    return layer.positions[row, :, :held].tolist()
 
 
 def dropping(make: Make, prompt: Sequence[int]) -> KeepPolicy:
@@ -239,7 +185,7 @@ def every_choice_is_a_token_map(make: Make) -> None:
 
 def the_same_options_give_the_same_text(make: Make) -> None:
     """Two fresh instances, and one instance twice, give the same text."""
-    lm = tiny_lm()
+    lm = net_for(make)
     used = make()
     first = run(lm, used, RAGGED)
     same_tokens(run(lm, make(), RAGGED), first, "a fresh instance")
@@ -250,7 +196,7 @@ def the_same_options_give_the_same_text(make: Make) -> None:
 
 def a_reset_forgets(make: Make) -> None:
     """After ``reset`` a cache writes what a new one writes."""
-    lm = tiny_lm()
+    lm = net_for(make)
     target = target_of(lm, make())
     first = run(lm, None, RAGGED, target=target)
     target.cache.reset()
@@ -260,7 +206,7 @@ def a_reset_forgets(make: Make) -> None:
 
 def a_batch_is_its_sequences(make: Make) -> None:
     """Neighbours in a batch change neither a text nor what is held of it."""
-    lm = tiny_lm()
+    lm = net_for(make)
     batch = target_of(lm, make())
     texts = run(lm, None, RAGGED, target=batch)
     for row, prompt in enumerate(RAGGED):
@@ -273,7 +219,7 @@ def a_batch_is_its_sequences(make: Make) -> None:
 
 def sequences_may_leave(make: Make) -> None:
     """When sequences leave the batch, or are reordered, the others go on as they would."""
-    lm = tiny_lm()
+    lm = net_for(make)
     whole = run(lm, make(), RAGGED)
     target, texts = target_of(lm, make()), [list(prompt) for prompt in RAGGED]
     rows = list(range(len(RAGGED)))
@@ -296,12 +242,12 @@ def sequences_may_leave(make: Make) -> None:
 
 def left_padding_changes_nothing(make: Make) -> None:
     """Under ``model.generate`` with left-padded prompts, padding is neither kept nor looked at."""
-    lm = tiny_lm()
+    lm = net_for(make)
     policy: Any = make()
     longest = max(map(len, RAGGED))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in RAGGED])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in RAGGED])
-    cache = TokenCache(lm.model.config, policy.attach(lm.model.config, lm.dtype))
+    cache = cache_of(lm, policy)
     with attached(lm.model):
         found = lm.model.generate(  # type: ignore[operator]
             ids, attention_mask=mask, past_key_values=cache, max_new_tokens=NEW, do_sample=False, pad_token_id=0
@@ -311,7 +257,7 @@ def left_padding_changes_nothing(make: Make) -> None:
 
 def drafts_change_nothing(make: Make) -> None:
     """Draft trees, right and wrong, verified over the policy give the text, and the cache, of one token a pass."""
-    lm = tiny_lm()
+    lm = net_for(make)
     for prompts in (RAGGED[2:3], RAGGED):
         plain_target, target = target_of(lm, make()), target_of(lm, make())
         plain = run(lm, None, prompts, NEW + 8, target=plain_target)
@@ -331,20 +277,125 @@ def drafts_change_nothing(make: Make) -> None:
             require(max(passes[1:]) > 1, "no draft was ever accepted: `room` allows single tokens only")
 
 
-def oracle(texts: Sequence[list[int]], truth: Sequence[list[int]], stream: np.random.Generator) -> TokenTree:
-    """Trees that hold the tokens to come between wrong ones, now and then a wrong one in their place."""
-    trees = []
-    for text, full in zip(texts, truth, strict=True):
-        n, full = len(text), [*full, 0, 0, 0, 0, 0]
-        right = full[n : n + 4] + [0] * (4 - len(full[n : n + 4]))
-        wrong = [(token + 1) % 97 for token in right]
-        tokens = [text[-1], wrong[0], right[0], right[1], wrong[1], right[2], wrong[2], right[3]]
-        parents = [-1, 0, 0, 2, 2, 3, 3, 5]
-        if stream.random() < 0.3:
-            tokens[5] = wrong[2]
-        size = int(stream.integers(2, 9))
-        trees.append((tokens[:size], parents[:size]))
-    return TokenTree.stack(trees)
+# --------------------------------------------------------------------------------------------- laws of storing
+
+
+def often(make: Make, **options: Any) -> Any:
+    """Make a store policy that stores new tokens every 12 at most, so that a short text sees it."""
+    return make(**options, interval=min(make().interval, 12))
+
+
+def _often(law: LawFunction) -> LawFunction:
+    """Hold a store policy that stores often to a law."""
+
+    @functools.wraps(law)
+    def held(make: Make) -> None:
+        law(functools.partial(often, make))
+
+    return held
+
+
+def whole_numbers_change_nothing(make: Make) -> None:
+    """With 16 bits, which leave numbers as they are, the text is that of a full cache."""
+    for family in ("llama", "gemma3", "gpt2"):
+        lm = tiny_lm(family=family)
+        found = run(lm, often(make, high=16, low=16), RAGGED)
+        same_tokens(found, run(lm, None, RAGGED), f"{family}, 16 bits")
+
+
+def every_token_stays(make: Make) -> None:
+    """Whatever is stored, a layer holds all tokens, and few of them lie open."""
+    lm, policy = tiny_lm(), often(make)
+
+    def after(target: Target, taken: list[int]) -> None:
+        for index, layer in enumerate(layers_of(target)):
+            for row, (held, stored) in enumerate(zip(layer.held, layer.stored, strict=True)):
+                where = f"layer {index}, sequence {row}"
+                require(held == layer.committed[row], f"{where}: holds {held} of {layer.committed[row]} tokens")
+                opened = held - stored
+                require(0 <= opened < policy.interval, f"{where}: {opened} tokens lie open after a pass")
+                for kind, part in zip(("keys", "values"), layer.store.read(row), strict=True):
+                    require(part.shape[1] == stored, f"{where}: {kind} of {part.shape[1]} tokens, {stored} are stored")
+
+    run(lm, policy, RAGGED, after=after)
+
+
+def stored_bytes_really_fall(make: Make) -> None:
+    """Bytes held, all of them counted, are those of the bits, scales and sets included; fewer bits take fewer."""
+    lm, prompt = tiny_lm(hidden=128, heads=2, kv_heads=1), prompts_of(300)
+    full = target_of(lm, None)
+    run(lm, None, prompt, new=2, target=full)
+    least = float("inf")
+    for bits in (8, 4, 2):
+        target = target_of(lm, make(high=bits, low=bits))
+        run(lm, None, prompt, new=2, target=target)
+        found = [layer.store.bits_per_value for layer in layers_of(target)]
+        require(all(bits < each < bits + 3 for each in found), f"{found} bits a value are said of {bits} bit codes")
+        said = max(found) * 2 * 64 * 300 * len(found) / 8  # tokens of 64 channels
+        slots = sum(layer.storage.nbytes for layer in layers_of(target))
+        require(target.nbytes <= said + slots, f"{target.nbytes} bytes are held, {said:.0f} are said to be stored")
+        require(slots <= 0.15 * full.nbytes, f"{slots} of {full.nbytes} bytes are still held open")
+        require(target.nbytes < 0.7 * least, f"{target.nbytes} bytes with {bits} bits, {least} with twice as many")
+        least = target.nbytes
+
+
+def more_bits_are_nearer(make: Make) -> None:
+    """What is restored right after the prompt is near the numbers themselves, the nearer the more bits."""
+    lm, prompt = tiny_lm(), RAGGED[2]
+    whole = target_of(lm, None)
+    with attached(lm.model):
+        whole.prefill([prompt])
+    errors = []
+    for bits in (2, 4, 8):
+        target = target_of(lm, make(high=bits, low=bits))
+        with attached(lm.model):
+            target.prefill([prompt])
+        pairs = zip(layers_of(target), layers_of(whole), strict=True)
+        off = [(one.whole() - other.whole()).norm() / other.whole().norm() for one, other in pairs]
+        errors.append(float(max(off)))
+    two, four, eight = errors
+    require(two > 2 * four > 8 * eight, f"relative errors {errors} of 2, 4 and 8 bits")
+    require(eight < 0.02, f"a relative error of {eight:.3f} at 8 bits")
+
+
+def nothing_is_rounded_twice(make: Make) -> None:
+    """What was stored stays, number for number, while more comes and other sequences leave."""
+    lm = tiny_lm()
+    target = target_of(lm, often(make))
+    before: dict[tuple[int, int], list[torch.Tensor]] = {}
+
+    def after(target: Target, taken: list[int]) -> None:
+        for index, layer in enumerate(layers_of(target)):
+            for row in range(len(RAGGED)):
+                now = layer.store.read(row)
+                for old, new in zip(before.get((index, row), now), now, strict=True):
+                    same = torch.equal(old, new[:, : old.shape[1]])
+                    require(same, f"layer {index}, sequence {row}: stored numbers changed")
+                before[index, row] = list(now)
+
+    run(lm, None, RAGGED, after=after, target=target)
+    read = [layer.store.read(2)[0] for layer in layers_of(target)]
+    target.select_rows([2])
+    for layer, old in zip(layers_of(target), read, strict=True):
+        require(torch.equal(layer.store.read(0)[0], old), "stored numbers changed when other sequences left")
+
+
+def attention_is_that_over_restored_numbers(make: Make) -> None:
+    """A pass over packed numbers gives the logits of one over the same numbers restored."""
+    lm = tiny_lm()
+    target = target_of(lm, often(make))
+    run(lm, None, RAGGED, new=20, target=target)
+    tree = TokenTree.stack([([5, 9, 8, 2], [-1, 0, 0, 1]), ([7, 7], [-1, 0]), ([3, 1, 2], [-1, 0, 1]), ([4], [-1])])
+    at = torch.from_numpy(tree.depth) + torch.tensor(target.lengths)[:, None]
+    asked = torch.from_numpy(tree.ids), at, torch.from_numpy(tree.ancestors)
+    seen = torch.ones(len(RAGGED), tree.width, max(target.lengths), dtype=torch.bool)
+    with attached(lm.model):
+        packed = target.forward(*asked)
+        target.commit([[]] * len(RAGGED))
+        restored = target.forward(*asked, visible=seen)
+    for row, width in enumerate((4, 2, 3, 1)):
+        off = float((packed[row, :width] - restored[row, :width]).abs().max())
+        require(off < 1e-3, f"sequence {row}: logits differ by {off}")
 
 
 LAWS: dict[str, tuple[LawFunction, ...]] = {
@@ -363,5 +414,27 @@ LAWS: dict[str, tuple[LawFunction, ...]] = {
         drafts_change_nothing,
         options_are_checked_and_fixed,
         the_recipe_survives_json,
-    )
+    ),
+    "read": READ_LAWS,
+    "store": (
+        whole_numbers_change_nothing,
+        every_token_stays,
+        stored_bytes_really_fall,
+        more_bits_are_nearer,
+        nothing_is_rounded_twice,
+        attention_is_that_over_restored_numbers,
+        *map(
+            _often,
+            (
+                the_same_options_give_the_same_text,
+                a_reset_forgets,
+                a_batch_is_its_sequences,
+                sequences_may_leave,
+                left_padding_changes_nothing,
+                drafts_change_nothing,
+            ),
+        ),
+        options_are_checked_and_fixed,
+        the_recipe_survives_json,
+    ),
 }
