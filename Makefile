@@ -31,7 +31,7 @@ help:
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/.base
-	$(PIP) -e '.[dev,models,constrain,ann,ray]'
+	$(PIP) -e '.[dev,models,constrain,codec,ann,ray]'
 	touch $@
 
 demo: .venv/.base .venv/.model

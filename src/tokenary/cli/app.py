@@ -6,7 +6,20 @@ import sys
 
 import typer
 
-from tokenary.cli import check, claims, compare, doctor, generate, infill, methods, models, probe, store, tokenizer
+from tokenary.cli import (
+    check,
+    claims,
+    compare,
+    compress,
+    doctor,
+    generate,
+    infill,
+    methods,
+    models,
+    probe,
+    store,
+    tokenizer,
+)
 
 #: The base of the errors that typer words itself; typer exports no name for it.
 ClickException = typer.BadParameter.__mro__[2]
@@ -52,6 +65,8 @@ app.command("check")(check.check)
 app.add_typer(store.app, name="store")
 app.add_typer(tokenizer.app, name="tokenizer")
 app.command("probe")(probe.probe)
+app.command("compress")(compress.compress)
+app.command("decompress")(compress.decompress)
 app.command("doctor")(doctor.doctor)
 
 

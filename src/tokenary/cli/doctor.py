@@ -14,8 +14,13 @@ from tokenary.cli import output
 
 #: The versions that every release is tested with; minor ones of transformers do change the interfaces that `hf` uses.
 TESTED = {"python": "3.11", "torch": "2.13", "transformers": "5.23"}
-EXTRAS = {"models": ("onnx",), "ray": ("ray",), "dev": ("pytest", "hypothesis", "ruff", "mypy")}
-PEERS = {"llama-cpp-python": "llama_cpp"}
+EXTRAS = {
+    "models": ("onnx",),
+    "codec": ("constriction", "zstandard", "brotli"),
+    "ray": ("ray",),
+    "dev": ("pytest", "hypothesis", "ruff", "mypy"),
+}
+PEERS = {"llama-cpp-python": "llama_cpp", "cyllama": "cyllama"}
 
 
 def doctor(as_json: bool = output.JSON) -> None:

@@ -1,0 +1,221 @@
+"""Measures the codec room beyond its claim: whole archives of longer texts, beside general compressors.
+
+    python scripts/measure_codec.py enwik8 --bytes 262144
+    python scripts/measure_codec.py alice29 --decode
+    python scripts/measure_codec.py binaries
+    python scripts/measure_codec.py lanes
+    python scripts/measure_codec.py speed
+
+Each writes results/codec/NAME.json. One thread; the size of the model is not counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import bz2
+import datetime
+import io
+import json
+import lzma
+import tempfile
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+from tokenary.codec.backends import codec_from, machine_of, reader_for
+from tokenary.codec.files import compress, decompress, machine_for
+from tokenary.core.claim import device_name, versions
+from tokenary.core.files import cache_folder
+from tokenary.core.packages import fetch_member
+
+ALICE = "7467306ee0feed4971260f3c87421154a05be571d944e9cb021a5713700c38f0"
+
+
+def alice29() -> bytes:
+    """Alice's Adventures in Wonderland (1865), the file of the Canterbury corpus, from the source archive of brotli."""
+    file = cache_folder() / "data" / "alice29.txt"
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        member = "brotli-1.2.0/tests/testdata/alice29.txt"
+        fetch_member("pypi-sdist", "brotli==1.2.0", member, ALICE, file)
+    return file.read_bytes()
+
+
+def rivals(data: bytes) -> dict[str, float]:
+    """Bits a byte of general compressors at their strongest ordinary setting."""
+    import brotli
+    import zstandard
+
+    sizes = {
+        "gzip -9": len(zlib.compress(data, 9)) + 12,
+        "bzip2 -9": len(bz2.compress(data, 9)),
+        "xz -9e": len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+        "zstd -19": len(zstandard.ZstdCompressor(level=19).compress(data)),
+        "brotli -q 11": len(brotli.compress(data, quality=11, lgwin=24)),
+    }
+    return {name: 8 * size / len(data) for name, size in sizes.items()}
+
+
+def archive(data: bytes, codec: str, block: int, decode: bool) -> dict[str, Any]:
+    """Compress, and decompress if asked; sizes, times and whether the bytes came back."""
+    import torch
+
+    from tokenary.models import load
+
+    torch.set_num_threads(1)
+    lm = load("smollm2", dtype="float32")
+    machine = machine_for(lm, codec_from(codec), reader_for(lm))
+    with tempfile.TemporaryDirectory() as folder:
+        out, began = Path(folder) / "x", time.perf_counter()
+        found = compress(io.BytesIO(data), out, lambda: (lm, machine), block=block, progress=_print(len(data)))
+        seconds, back, took = time.perf_counter() - began, None, None
+        if decode:
+            sink, began = io.BytesIO(), time.perf_counter()
+            decompress(io.BytesIO(out.read_bytes()), sink, lambda header: machine_of(header, lm))
+            back, took = sink.getvalue() == data, time.perf_counter() - began
+    return {
+        "bytes": len(data),
+        "archive_bytes": found.packed,
+        "bits_per_byte": 8 * found.packed / len(data),
+        "coded": found.coded,
+        "codec": machine.codec.spec(),
+        "block": block,
+        "backend": machine.reader.name,
+        "model": {"name": lm.name, "sha256": lm.fingerprint},
+        "seconds_to_compress": seconds,
+        "seconds_to_decompress": took,
+        "came_back": back,
+    }
+
+
+def _print(size: int) -> Any:
+    last = [0.0]
+
+    def told(done: float, coded: int) -> None:
+        if time.monotonic() - last[0] > 20:
+            last[0] = time.monotonic()
+            print(f"{done:.0f} of {size} bytes, {8 * coded / max(done, 1):.4f} bits a byte", flush=True)
+
+    return told
+
+
+def lanes(size: int) -> dict[str, Any]:
+    """Bits a byte of one block of enwik8 in 1 to 16 lanes, and tokens a second of decoding the first 1,024 tokens."""
+    import torch
+
+    from tokenary.codec.lockstep import cut, decode, encode, lane_lengths
+    from tokenary.data.loaders import enwik8
+    from tokenary.models import load
+
+    torch.set_num_threads(1)
+    lm, data, rows = load("smollm2", dtype="float32"), enwik8(size), {}
+    for count in (1, 2, 4, 8, 16):
+        codec = codec_from(f"nacrith:lanes={count},least=64")
+        machine = machine_for(lm, codec, reader_for(lm))
+        tokens = [token for segment in machine.spelling.segments(data) for token in segment.tokens]
+        width = machine.reader.vocab_size
+
+        def coded(ids: list[int], count: int = count, machine: Any = machine, width: int = width) -> list[bytes]:
+            method = machine.codec
+            opened = machine.reader.open(count, method.window, method.drop)
+            return encode(opened, method.ensemble(width, count), cut(ids, count), machine.start)
+
+        whole = sum(map(len, coded(tokens)))
+        first = tokens[:1024]
+        data_first = coded(first)
+        began = time.perf_counter()
+        opened = machine.reader.open(count, codec.window, codec.drop)
+        back = decode(opened, codec.ensemble(width, count), lane_lengths(len(first), count), data_first, machine.start)
+        rows[count] = {
+            "bits_per_byte": 8 * whole / len(data),
+            "tokens_a_second_decoding": len(first) / (time.perf_counter() - began),
+            "came_back": [token for lane in back for token in lane] == first,
+        }
+        print(count, rows[count], flush=True)
+    return {"bytes": size, "lanes": rows}
+
+
+def binaries() -> dict[str, Any]:
+    """Archives of data that are not text, as a share above the smallest of raw, gzip, bzip2 and xz."""
+    import random
+
+    import numpy as np
+
+    draws = random.Random(0)
+    kinds = {
+        "zeros, 10 MB": bytes(10_000_000),
+        "random, 1 MB": draws.randbytes(1_000_000),
+        "already packed, 1 MB": lzma.compress(draws.randbytes(1_000_000)),
+        "float64 noise, 2 MB": np.random.default_rng(0).normal(size=250_000).tobytes(),
+        "a compiled library": max(Path(np.__file__).parent.rglob("*.so"), key=lambda p: p.stat().st_size).read_bytes()[
+            :2_000_000
+        ],
+        "every byte in turn": bytes(range(256)) * 100,
+        "one byte": b"\x00",
+        "nothing": b"",
+    }
+    rows = {}
+    for name, data in kinds.items():
+        packed = [
+            len(data),
+            len(zlib.compress(data, 9)) + 12,
+            len(bz2.compress(data, 9)),
+            len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)),
+        ]
+        with tempfile.TemporaryDirectory() as folder:
+            found = compress(io.BytesIO(data), Path(folder) / "x", _no_model)
+        best = min(packed)
+        rows[name] = {
+            "bytes": len(data),
+            "archive_bytes": found.packed,
+            "best_plain_bytes": best,
+            "within_0.1_percent_and_64_bytes": found.packed <= 1.001 * best + 64,
+        }
+    return {"rows": rows}
+
+
+def _no_model() -> Any:
+    raise AssertionError("no model is needed for these")
+
+
+def main() -> None:
+    """Run one measurement and write its record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("enwik8", "alice29", "binaries", "lanes", "speed"))
+    parser.add_argument("--bytes", type=int, default=1 << 18, help="of enwik8")
+    parser.add_argument("--first", type=int, default=0, help="of enwik8, where to begin")
+    parser.add_argument("--codec", default="nacrith")
+    parser.add_argument("--block", type=int, default=1 << 18)
+    parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--name", default=None, help="of the record")
+    asked = parser.parse_args()
+    began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    if asked.what == "binaries":
+        record = binaries()
+    elif asked.what == "lanes":
+        record = lanes(asked.bytes)
+    elif asked.what == "speed":
+        import torch
+
+        from tokenary.claims.nacrith import timing
+
+        torch.set_num_threads(1)
+        record = {"figures": dict(timing())}
+    else:
+        if asked.what == "enwik8":
+            from tokenary.data.loaders import enwik8
+
+            data = enwik8(asked.first + asked.bytes)[asked.first :]
+        else:
+            data = alice29()
+        record = archive(data, asked.codec, asked.block, asked.decode) | {"rivals": rivals(data)}
+    record |= {"what": asked.what, "started_at": began, "versions": versions(), "device": device_name(), "threads": 1}
+    file = Path("results/codec") / f"{asked.name or asked.what}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(record, indent=2))
+
+
+if __name__ == "__main__":
+    main()
