@@ -61,6 +61,9 @@ def main() -> None:
     names = given.method or [card.slug for card in cards(room="embed")]
     record = {"model": lm.name, "fingerprint": lm.fingerprint, "dtype": str(lm.dtype), "count": given.count}
     record |= {"versions": versions(), "device": device_name(), "targets": {}}
+    if file.is_file():  # what was measured of this model before stays
+        before = json.loads(file.read_text(encoding="utf-8"))
+        record["targets"] = before["targets"] if before["fingerprint"] == lm.fingerprint else {}
     for name in given.to:
         texts = domains(given.count) | ({"hindi": hindi(given.count)} if name == "hindi" else {})
         methods: dict[str, Any] = {method: Step.parse(method).build() for method in names}

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -52,11 +53,18 @@ def test_drafting_over_half_a_cache_equals_half_a_cache(lm, chosen):
 
 
 def chance_does_as_well(slug, sign):
-    """Whether the record holds a null: the control *random* as good as the method, in the full run."""
+    """Whether the record holds a null: the control *random* as good as the method, in the full run.
+
+    Where nothing was shown, a lead within the error is none.
+    """
     path = RESULTS / f"{slug}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    rivals = [control["value"] for control in record.get("controls", ()) if control["name"] == "random"]
-    return any(sign * (record["value"] - rival) <= 0 for rival in rivals)
+    rivals = [control for control in record.get("controls", ()) if control["name"] == "random"]
+    error = 2.0 if record.get("verdict") == "not shown" else 0.0
+    return any(
+        sign * (record["value"] - rival["value"]) <= error * math.hypot(record["spread"], rival["spread"])
+        for rival in rivals
+    )
 
 
 @pytest.mark.parametrize("slug", slugs())
