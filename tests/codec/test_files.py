@@ -297,7 +297,9 @@ def test_a_killed_run_leaves_no_archive_and_resumes(no_plain, pack_file, lm, mac
     with partial.open("ab") as stream:
         stream.write(whole[-30:-3])  # a torn frame
     summary = compress(io.BytesIO(data), out, lambda: (lm, machine), block=BLOCK, resume=True)
-    assert summary.kept == 2 and out.read_bytes() == whole and not partial.exists()
+    assert out.read_bytes() == whole and not partial.exists()
+    if workers == 1:  # of two, it depends on their pace how many blocks were whole
+        assert summary.kept == 2
 
 
 def test_only_the_same_run_is_resumed(no_plain, lm, make_machine, tmp_path):

@@ -387,7 +387,7 @@ CLAIM = Claim(
     variation="the same models asked about shuffled letters, and about German words with umlauts",
     held_out={"asked": "others", "real": 0},
     model="smollm2",
-    minutes=10,
+    minutes=13,
     fast={"steps": 60, "batch": 64, "hidden": 64, "layers": 2, "vocab": 1024, "tests": 350, "text": "prose", "real": 0}
     | {"resamples": 40},
 )
