@@ -28,7 +28,7 @@ from tokenary.memory.fasa import FASA
 from tokenary.memory.fasa.chunks import dominant
 from tokenary.memory.read_oracle import ReadOracle
 from tokenary.memory.read_recent import ReadRecent
-from tokenary.memory.read_rotation import Rotation
+from tokenary.hf.rotation import Rotation
 from tokenary.memory.token_select import TokenSelect
 
 HEADS, KV_HEADS, SIZE = 9, 3, 64

@@ -219,18 +219,14 @@ def _build(lm: LM, recipe: Recipe) -> dict[str, Any]:
 
 
 def _fits(lm: LM, recipe: Recipe) -> None:
-    """Refuse methods that are made for another kind of model, or that take no part in writing.
+    """Refuse methods that are made for another kind of model.
 
     Raises
     ------
     UnsupportedModelError
         Naming the method, and the kind of model it needs.
-    RecipeError
-        Naming a method that is about tokenizers.
     """
     for step in recipe.steps:
-        if step.card.room == "tokenize":
-            raise RecipeError(f"{step.slug} is about tokenizers and takes no part in writing a text")
         kinds = step.card.model_kinds
         if lm.kind not in kinds:
             raise UnsupportedModelError(

@@ -8,7 +8,7 @@ import pytest
 from tokenary.cli import compress as commands
 from tokenary.cli.app import run
 from tokenary.codec import blocks, files
-from tokenary.core.errors import InputError
+from tokenary.core.errors import InputError, UnknownNameError
 from tokenary.models.lm import LM
 from tokenary.models.tiny import tiny_lm
 
@@ -97,6 +97,11 @@ def test_wrong_files_are_one_line(toy):
     with pytest.raises(InputError, match="not an archive"):
         run(["decompress", "a.txt", "-o", "x"])
     assert not (toy / "x").exists()
+
+
+def test_another_method_is_refused_by_name(toy):
+    with pytest.raises(UnknownNameError, match="unknown codec 'zipcache'"):
+        run(["compress", "a.txt", "--with", "zipcache"])
 
 
 def test_a_pipe_there_and_back(tmp_path):

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, CohereConfig
 from tokenary.core.errors import InputError, UnsupportedModelError
 from tokenary.core.laws import check_class
 from tokenary.core.tree import TokenTree
+from tokenary.hf.rotation import rotation_of
 from tokenary.hf.target import Target, attached
 from tokenary.memory.fasa import FASA, union_of
 from tokenary.memory.fasa.calibration import agreement_of, read, write
@@ -16,7 +17,6 @@ from tokenary.memory.fasa.chunks import Agreement, agreements, dominant, measure
 from tokenary.memory.keyformer import Keyformer
 from tokenary.memory.read_base import Seen
 from tokenary.memory.read_laws import READ_LAWS
-from tokenary.memory.read_rotation import rotation_of
 from tokenary.models import tiny_lm
 
 TEXT = [(11 * i * i + 3 * i) % 97 for i in range(70)]

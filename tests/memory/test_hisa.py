@@ -13,6 +13,7 @@ from tokenary.core.recipe import Recipe
 from tokenary.core.tree import TokenTree
 from tokenary.data import prose
 from tokenary.hf.cache import TokenCache
+from tokenary.hf.rotation import rotation_of
 from tokenary.hf.target import Target, attached
 from tokenary.memory.hisa import HISA, WEIGHTS
 from tokenary.memory.hisa.blocks import BlockIndex, Branches
@@ -21,7 +22,6 @@ from tokenary.memory.hisa.plan import Plan, evaluations
 from tokenary.memory.hisa.search import search
 from tokenary.memory.hisa.training import captured, distil, divergence, fresh, looks, own_texts
 from tokenary.memory.laws import RAGGED, oracle, prompts_of, run
-from tokenary.memory.read_rotation import rotation_of
 from tokenary.models.lm import LM
 from tokenary.models.tiny import tiny_lm
 from tokenary.run import load

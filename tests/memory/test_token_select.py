@@ -10,9 +10,9 @@ from tokenary.core.laws import check_class
 from tokenary.core.recipe import Recipe
 from tokenary.core.tree import TokenTree
 from tokenary.hf.cache import TokenCache
+from tokenary.hf.rotation import rotation_of
 from tokenary.hf.target import Target, attached
 from tokenary.memory.read_laws import READ_LAWS
-from tokenary.memory.read_rotation import rotation_of
 from tokenary.memory.token_select import TokenSelect
 from tokenary.memory.token_select.reuse import parents_of
 from tokenary.memory.token_select.votes import pooled, votes

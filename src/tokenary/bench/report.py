@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from tokenary.core import page
+from tokenary.core.page import INK, LINE, PALETTE
 
 Record = Mapping[str, Any]
 
@@ -21,10 +18,6 @@ CONTROLS = ("random", "recent")
 PLAIN = "plain"
 N_TEXTS = 4
 WINDOW = 16  # passes over which the curve of accepted tokens is averaged
-
-#: Readable on light and on dark ground (contrast above 3 with both).
-PALETTE = ("#3b7dd8", "#c9701a", "#1f9384", "#c2527a", "#8468cf", "#93802f", "#7a8794")
-_INK, _LINE = "var(--ink)", "var(--line)"  # replaced by the page's script when the theme changes
 
 
 # -- sentences and cells, shared by the terminal and the page ----------------------------------------------------------
@@ -153,13 +146,13 @@ def plots(record: Record) -> list[dict[str, Any]]:
 
 
 def _layout(height: int, **more: Any) -> dict[str, Any]:
-    axis = {"gridcolor": _LINE, "zerolinecolor": _LINE, "linecolor": _LINE, "automargin": True}
+    axis = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE, "automargin": True}
     return {
         "height": height,
         "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": _INK},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
         "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
         "xaxis": axis | more.pop("xaxis", {}),
@@ -189,14 +182,14 @@ def _speed(record: Record) -> dict[str, Any]:
                     "symmetric": False,
                     "array": [ratio["high"] - ratio["median"] for ratio in ratios],
                     "arrayminus": [ratio["median"] - ratio["low"] for ratio in ratios],
-                    "color": _INK,
+                    "color": INK,
                     "thickness": 1,
                     "width": 3,
                 },
                 "hovertemplate": "%{y}<br>%{x:.2f} times<extra>" + part + "</extra>",
             }
         )
-    one = {"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": _INK, "width": 1}}
+    one = {"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": INK, "width": 1}}
     height = 90 + len(rows) * (18 * len(parts) + 14)
     layout = _layout(
         height,
@@ -246,7 +239,7 @@ def _per_pass(record: Record) -> dict[str, Any] | None:
             ("warm", "tokens_per_pass", PALETTE[0]),
         )
     ]
-    one = {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": 1, "y1": 1, "line": {"color": _INK, "width": 1}}
+    one = {"type": "line", "x0": 0, "x1": 1, "xref": "paper", "y0": 1, "y1": 1, "line": {"color": INK, "width": 1}}
     return {
         "id": "passes",
         "title": "Tokens a pass",
@@ -439,40 +432,12 @@ def texts(record: Record, count: int = N_TEXTS) -> list[dict[str, Any]]:
 
 def render(record: Record) -> str:
     """Return the page for a record of `compare`: HTML that asks for nothing from outside."""
-    from plotly.offline import get_plotlyjs
-
-    folder = Path(__file__).parent
-    environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    drawn = plots(record)
-    library, script = get_plotlyjs(), (folder / "report.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(
+    return page.render(
+        Path(__file__).with_name("report.html.j2"),
+        plots(record),
         record=record,
         findings=findings(record),
         columns=columns(record),
         rows=[(row, cells(row, record)) for kind in KINDS for row in record["rows"] if row["kind"] == kind],
-        plots=drawn,
-        figures=_script_json({plot["id"]: plot["figure"] for plot in drawn}),
         texts=texts(record),
-        library=Markup(library),
-        script=Markup(script),
-        # Only these two scripts may run, whatever the record holds.
-        hashes=[_csp_hash(library), _csp_hash(script)],
     )
-
-
-def _csp_hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _script_json(value: Any) -> Markup:
-    """JSON that may stand inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    for sign, code in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
-        text = text.replace(sign, code)
-    return Markup(text)  # the signs of markup are escaped

@@ -8,7 +8,7 @@ from tokenary.codec.container import Header
 from tokenary.codec.files import machine_for
 from tokenary.core.errors import InputError, OptionError, UnknownNameError
 from tokenary.core.recipe import Step
-from tokenary.core.registry import method_class
+from tokenary.core.registry import cards
 from tokenary.models.lm import LM
 
 BACKENDS = ("torch", "llama.cpp")
@@ -46,9 +46,17 @@ def reader_for(lm: LM, backend: str = "torch") -> Reader:
 
 
 def codec_from(text: str) -> TextCodec:
-    """Build a method of the room from its text, such as ``nacrith:lanes=4``."""
+    """Build a method of the room from its text, such as ``nacrith:lanes=4``.
+
+    Raises
+    ------
+    UnknownNameError
+        No such codec.
+    """
     step = Step.parse(text)
-    return method_class(step.slug)(**dict(step.options))  # type: ignore[return-value]
+    if step.card.slot != "codec":
+        raise UnknownNameError("codec", step.slug, [card.slug for card in cards(room="codec")])
+    return step.build()
 
 
 def machine_of(header: Header, lm: LM) -> Machine:

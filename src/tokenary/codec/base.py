@@ -63,13 +63,13 @@ class TextCodec(Method):
     window: int
     drop: int
 
+    @abstractmethod
     def lanes_for(self, tokens: int) -> int:
         """Into how many lanes a block of so many tokens is cut."""
-        raise NotImplementedError
 
+    @abstractmethod
     def ensemble(self, vocab_size: int, lanes: int) -> Ensemble:
         """Return a fresh state for a block."""
-        raise NotImplementedError
 
     def spec(self) -> str:
         """Return the options that are not the default, as the text of a recipe's step."""

@@ -20,11 +20,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import LlamaForCausalLM
 
 from tokenary.codec import kernels
 from tokenary.codec.tables import exp_table, logistic_table, rotations
 from tokenary.core.errors import UnsupportedModelError
+from tokenary.hf.llama import llama_weights
 from tokenary.models.lm import LM
 
 Product = Callable[[Tensor], NDArray[np.float32]]
@@ -131,32 +131,26 @@ class IntegerLlama:
     name = "torch/int8-1"
 
     def __init__(self, lm: LM) -> None:
-        model: Any = lm.model
-        config = model.config
-        rope = getattr(config, "rope_parameters", None) or {}
-        if not isinstance(model, LlamaForCausalLM) or config.attention_bias or config.mlp_bias:
-            raise UnsupportedModelError(f"{lm.name}: integer arithmetic is written for Llama models without biases")
-        if rope.get("rope_type", "default") != "default" or config.hidden_act != "silu":
-            raise UnsupportedModelError(f"{lm.name}: scaled rotary positions or another activation")
-        self.theta = float(rope.get("rope_theta") or config.rope_theta)
-        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.dim = getattr(config, "head_dim", None) or config.hidden_size // self.heads
-        if self.dim > 64:
-            raise UnsupportedModelError(f"{lm.name}: heads of {self.dim} dimensions, more than 64 are not exact")
-        self.eps, self.vocab_size = float(config.rms_norm_eps), int(config.vocab_size)
-        self.embedding = _array(model.get_input_embeddings().weight)
-        self.norm = _array(model.model.norm.weight)
-        self.head = Linear.of(model.get_output_embeddings().weight)
+        weights = llama_weights(lm.model, lm.name)
+        if weights.head_dim > 64:
+            raise UnsupportedModelError(
+                f"{lm.name}: heads of {weights.head_dim} dimensions, more than 64 are not exact"
+            )
+        self.theta, self.eps = weights.theta, weights.eps
+        self.heads, self.kv_heads, self.dim = weights.heads, weights.kv_heads, weights.head_dim
+        self.vocab_size = len(weights.head)
+        self.embedding, self.norm = _array(weights.embedding), _array(weights.norm)
+        self.head = Linear.of(weights.head)
         self.blocks = [
             Block(
-                _array(layer.input_layernorm.weight),
-                Linear.of(layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight),
-                Linear.of(layer.self_attn.o_proj.weight),
-                _array(layer.post_attention_layernorm.weight),
-                Linear.of(layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight),
-                Linear.of(layer.mlp.down_proj.weight),
+                _array(block.attention_norm),
+                Linear.of(block.q, block.k, block.v),
+                Linear.of(block.o),
+                _array(block.mlp_norm),
+                Linear.of(block.gate, block.up),
+                Linear.of(block.down),
             )
-            for layer in model.model.layers
+            for block in weights.blocks
         ]
         self._turns = rotations(self.theta, self.dim, 0, 4096)
 

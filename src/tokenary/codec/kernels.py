@@ -117,7 +117,7 @@ def _dots(query, keys, out, at):
 
 @njit(cache=True, nogil=True)
 def _dots64(query, keys, out, at):
-    """`_dots` with D = 64, which a compiler that knows it makes three times as fast."""
+    """`_dots` with D = 64, which a compiler that knows it unrolls."""
     for j in range(keys.shape[0]):
         for g in range(query.shape[0]):
             total = np.int32(0)

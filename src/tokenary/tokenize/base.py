@@ -219,7 +219,7 @@ def load_tokenizer(source: str | os.PathLike[str] | TextTokenizer) -> TextTokeni
         return _read(_from_hub(name), name)
     known = [n for tokenizer in catalogue.CATALOGUE for n in (tokenizer.name, *tokenizer.aliases)]
     known += [n for model in models.CATALOGUE for n in (model.name, *model.aliases)]
-    raise UnknownNameError("tokenizer", name, known)
+    raise UnknownNameError("tokenizer", name, sorted(set(known)))
 
 
 def _from_hub(name: str) -> Path:

@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from tokenary.core import page
+from tokenary.core.page import INK, LINE, PALETTE
 
 Record = Mapping[str, Any]
 
-#: Readable on light and on dark ground (contrast above 3 with both).
-PALETTE = ("#3b7dd8", "#c9701a", "#1f9384", "#c2527a", "#8468cf", "#93802f", "#7a8794")
-_INK, _LINE = "var(--ink)", "var(--line)"  # replaced by the page's script when the theme changes
 PREMIUM, INFORMATION = "token-premium", "tokenizer-information"
 
 
@@ -159,13 +153,13 @@ def plots(record: Record) -> list[dict[str, Any]]:
 
 
 def _layout(height: int, **more: Any) -> dict[str, Any]:
-    axis = {"gridcolor": _LINE, "zerolinecolor": _LINE, "linecolor": _LINE, "automargin": True}
+    axis = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE, "automargin": True}
     return {
         "height": height,
         "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
         "paper_bgcolor": "rgba(0,0,0,0)",
         "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": _INK},
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
         "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
         "xaxis": axis | more.pop("xaxis", {}),
         "yaxis": axis | more.pop("yaxis", {}),
@@ -350,36 +344,13 @@ def render(record: Record) -> str:
     record : mapping
         From `audit`; ``differences`` in it, if any, as `audit.differences` gives them.
     """
-    from plotly.offline import get_plotlyjs
-
-    folder = Path(__file__).parent
-    options: dict[str, Any] = {"autoescape": True, "undefined": StrictUndefined}
-    environment = Environment(loader=FileSystemLoader(folder), trim_blocks=True, lstrip_blocks=True, **options)
-    drawn = plots(record)
-    library, script = get_plotlyjs(), (folder / "report.js").read_text(encoding="utf-8")
-    return environment.get_template("report.html.j2").render(
+    return page.render(
+        Path(__file__).with_name("report.html.j2"),
+        plots(record),
         record=record,
         findings=findings(record),
         warnings=warnings(record),
         summary=summary(record),
         languages=[(row["name"], *by_language(record, row)) for row in record["tokenizers"]],
-        plots=drawn,
         diffs=record.get("differences", []),
-        figures=_script_json({plot["id"]: plot["figure"] for plot in drawn}),
-        library=Markup(library),
-        script=Markup(script),
-        # Only these two scripts may run, whatever the record holds.
-        hashes=[_csp_hash(library), _csp_hash(script)],
     )
-
-
-def _csp_hash(script: str) -> str:
-    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-
-
-def _script_json(value: Any) -> Markup:
-    """JSON that may stand inside a script element."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
-    for sign, code in (("<", "\\u003c"), (">", "\\u003e"), ("&", "\\u0026")):
-        text = text.replace(sign, code)
-    return Markup(text)  # the signs of markup are escaped

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 
 from tokenary.core.tree import TokenTree
 from tokenary.hf.cache import TokenLayer
+from tokenary.hf.rotation import rotated_pairs
 from tokenary.hf.target import Target, attached
 from tokenary.memory.base import ReadLayer
 from tokenary.memory.read_base import Seen, in_prompt
-from tokenary.memory.read_rotation import rotated_pairs
 
 Pairs = Literal["rotation", "adjacent"]
 

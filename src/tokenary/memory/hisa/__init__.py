@@ -26,12 +26,12 @@ from transformers import PreTrainedModel
 from tokenary.core.budget import Budget
 from tokenary.core.card import Card
 from tokenary.core.errors import OptionError, RecipeError, UnsupportedModelError
+from tokenary.hf.rotation import Rotation, rotation_of
 from tokenary.memory.hisa.indexer import LightningIndexer, belongs_to, load_indexers
 from tokenary.memory.hisa.layer import HisaLayer
 from tokenary.memory.hisa.plan import Forced, Plan, Search
 from tokenary.memory.hisa.training import distil, mark, own_texts
 from tokenary.memory.read_base import PartialRead
-from tokenary.memory.read_rotation import Rotation, rotation_of
 
 CARD = Card(
     slug="hisa",

@@ -10,12 +10,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tokenary.hf.cache import TokenLayer
+from tokenary.hf.rotation import Rotation
 from tokenary.memory.hisa.blocks import BlockIndex, Branches
 from tokenary.memory.hisa.indexer import LightningIndexer
 from tokenary.memory.hisa.plan import Plan
 from tokenary.memory.hisa.search import search
 from tokenary.memory.read_base import PartialLayer, Seen, attend_to, in_prompt
-from tokenary.memory.read_rotation import Rotation
 
 if TYPE_CHECKING:
     from tokenary.memory.hisa import HISA

@@ -18,10 +18,10 @@ from transformers import PreTrainedModel
 from tokenary.core.seeding import substream
 from tokenary.core.tree import TokenTree
 from tokenary.hf.cache import TokenLayer
+from tokenary.hf.rotation import Rotation
 from tokenary.hf.target import Target, attached
 from tokenary.memory.base import ReadLayer
 from tokenary.memory.hisa.indexer import LightningIndexer, score
-from tokenary.memory.read_rotation import Rotation
 
 HEADS, WIDTH = 4, 32
 LR, WARM = 2e-3, 16

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from tokenary.core.budget import Budget
 from tokenary.core.card import Card
 from tokenary.core.errors import OptionError, UnsupportedModelError
+from tokenary.hf.rotation import Rotation, rotation_of
 from tokenary.memory.read_base import PartialRead
-from tokenary.memory.read_rotation import Rotation, rotation_of
 from tokenary.memory.token_select.reading import TokenSelectLayer
 from tokenary.memory.token_select.votes import Vote
 

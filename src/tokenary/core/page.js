@@ -18,8 +18,8 @@
         ...layout.hoverlabel,
         bgcolor: style.getPropertyValue("--raised").trim(),
         bordercolor: style.getPropertyValue("--line").trim(),
+        font: { ...layout.hoverlabel?.font, color: style.getPropertyValue("--ink").trim() },
       };
-      layout.hoverlabel.font.color = style.getPropertyValue("--ink").trim();
       Plotly.react(`plot-${id}`, data, layout, { displayModeBar: false, responsive: true });
     }
   };
