@@ -1,4 +1,4 @@
 """Attention kernels that compute a part of the matrix, for methods whose point is not to compute the rest.
 
-Each is compiled for the CPU and, in Triton, for a GPU; Triton is imported only when tensors lie on one.
+On the CPU each is gathered products of torch, on a GPU a kernel in Triton, imported only when tensors lie there.
 """
