@@ -24,11 +24,11 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tokenary.core.claim import device_name, versions
 from tokenary.hf.cache import PassInfo, TokenLayer
+from tokenary.hf.rotation import Rotation
 from tokenary.memory.fasa import FASA
 from tokenary.memory.fasa.chunks import dominant
 from tokenary.memory.read_oracle import ReadOracle
 from tokenary.memory.read_recent import ReadRecent
-from tokenary.hf.rotation import Rotation
 from tokenary.memory.token_select import TokenSelect
 
 HEADS, KV_HEADS, SIZE = 9, 3, 64

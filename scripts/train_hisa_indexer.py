@@ -22,9 +22,9 @@ from tqdm import tqdm
 from tokenary import load
 from tokenary.core.seeding import substream
 from tokenary.data import enwik8
+from tokenary.hf.rotation import Rotation, rotation_of
 from tokenary.memory.hisa.indexer import LightningIndexer
 from tokenary.memory.hisa.training import HEADS, WIDTH, Looks, captured, distil, divergence, looks, mark
-from tokenary.hf.rotation import Rotation, rotation_of
 from tokenary.models.text_diffusion.corpus import clean_wikipedia
 from tokenary.models.text_diffusion.training import write_json
 
