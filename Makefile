@@ -31,13 +31,19 @@ help:
 	touch $@
 
 .venv/.dev: pyproject.toml constraints.txt | .venv/.base
-	$(PIP) -e '.[dev,models,constrain,codec,ann,ray]'
+	$(PIP) -e '.[dev,models,constrain,codec,ann,ray,serve,vision]'
+	touch $@
+
+# The playground's tests drive Debian's Chromium; without it they skip, and say so.
+.venv/.browser: | .venv/bin/python
+	@if ! command -v chromium >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null || echo "no chromium"; fi
 	touch $@
 
 demo: .venv/.base .venv/.model
 	$(BIN)/tokenary compare $(MAIN) --out out
 
-test: .venv/.base .venv/.model .venv/.dev
+test: .venv/.base .venv/.model .venv/.dev .venv/.browser
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m "not slow"
 
 lint: .venv/.dev

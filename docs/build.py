@@ -11,13 +11,14 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tokenary.cli.claims import NOT_YET, describe, ledger, read_records, slugs
 from tokenary.cli.output import write_text
 from tokenary.core.registry import cards
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/measuring.md", "docs/tokenizers.md")
+PAGES = ("README.md", "docs/measuring.md", "docs/tokenizers.md", "docs/memory.md", "docs/codec.md")
 
 
 def compare() -> str:
@@ -84,6 +85,111 @@ def transfers() -> str:
     return "\n".join(lines).rstrip() or f"*{NOT_YET}: `scripts/measure_transfers.py` measures it.*"
 
 
+def tokenize_speed() -> str:
+    """Return the speed of the tokenize room over a plain encode, from ``results/timing/tokenize.json``."""
+    record = _read("timing/tokenize.json")
+    if record is None:
+        return f"*{NOT_YET}: `scripts/time_tokenize.py` measures it.*"
+    rows = [
+        [name, f"{found['over_encode']:.2f}", f"{found['growth']:.1f}" if "growth" in found else "–"]
+        for name, found in record["figures"].items()
+    ]
+    names = ["", "time over a plain encode", "a million equal characters over half a million"]
+    about = f"{record['megabytes']} MB of enwik8, median of {record['rounds']} rounds; {record['device']}"
+    return "\n".join([*markdown(names, rows), "", f"{about}, {record['cpus']} cores."])
+
+
+def reads() -> str:
+    """Return what reading a part of the cache costs, from ``results/timing/reads.json``."""
+    record = _read("timing/reads.json")
+    if record is None:
+        return f"*{NOT_YET}: `scripts/time_reads.py` measures it.*"
+    rows = [
+        [name, *(f"{ratio:.2f}" for ratio in found), _length(record["crossover"].get(name))]
+        for name, found in record["ratios"].items()
+        if name != "everything"
+    ]
+    return "\n".join(markdown(["time over reading everything", *_lengths(record["lengths"]), "faster from"], rows))
+
+
+def index_search() -> str:
+    """Return how much faster HISA searches than a flat index, from ``results/timing/hisa.json``."""
+    record = _read("timing/hisa.json")
+    if record is None:
+        return f"*{NOT_YET}: `scripts/time_hisa.py` measures it.*"
+    rows = [
+        [name, *(f"{found[what]['ratio']:.2f}" for what in ("scores", "search")), f"{found['evaluations']:.1f}"]
+        for name, found in record["figures"].items()
+    ]
+    return "\n".join(markdown(["index", "scores", "whole search", "keys looked at"], rows))
+
+
+def block_sparse() -> str:
+    """Return the time of block-sparse prefill over SDPA, from ``results/timing/pbs-attn.json``."""
+    record = _read("timing/pbs-attn.json")
+    if record is None:
+        return f"*{NOT_YET}: `scripts/time_block_sparse.py` measures it.*"
+    ways = list(record["rows"][0]["ways"])
+    rows = [
+        [
+            f"{row['shape']}, {row['kind']}",
+            f"{row['positions']:,}",
+            *(f"{row['ways'][way]['times_sdpa']:.2f}" for way in ways),
+        ]
+        for row in record["rows"]
+    ]
+    return "\n".join(markdown(["", "keys", *ways], rows))
+
+
+def codec() -> str:
+    """Return the archives of ``results/codec`` beside general compressors."""
+    lines: list[str] = []
+    for name, title in (("alice29", "alice29.txt"), ("enwik8", "the beginning of enwik8")):
+        record = _read(f"codec/{name}.json")
+        if record is None:
+            continue
+        found = {"tokenary compress": record["bits_per_byte"]} | record["rivals"]
+        rows = [[way, f"{bits:.3f}"] for way, bits in sorted(found.items(), key=lambda pair: pair[1])]
+        back = {True: "It came back whole.", False: "**It did not come back.**", None: "It was not decompressed."}
+        lines += [f"{title}, {record['bytes']:,} bytes. {back[record['came_back']]}", ""]
+        lines += [*markdown(["", "bits a byte"], rows), ""]
+    return "\n".join(lines).rstrip() or f"*{NOT_YET}: `scripts/measure_codec.py` measures it.*"
+
+
+def compare_memory() -> str:
+    """Return what the memory room costs and loses on long texts, from ``results/compare-memory*``."""
+    from tokenary.bench.memory_report import cells, columns, findings
+
+    lines: list[str] = []
+    for path in sorted((ROOT / "results").glob("compare-memory*/results.json")):
+        record = json.loads(path.read_text(encoding="utf-8"))
+        names = [name for name, _ in columns(record)]
+        settings, machine = record["settings"], record["machine"]
+        about = (
+            f"{record['model']['name']} in {record['model']['dtype']}, {settings['prompts']} texts of"
+            f" {settings['context']:,} tokens, seed {settings['seed']}; {machine['device']}; {record['date'][:10]}."
+        )
+        notes = [f"- {note}" for note in (*record["left_out"], *record["warnings"])]
+        rows = [cells(point) for point in record["points"]]
+        lines += [" ".join(findings(record)), "", *markdown(names, rows), "", about, "", *notes, ""]
+    command = "tokenary compare --room memory --context 8192 --peers --out results/compare-memory"
+    return "\n".join(lines).rstrip() or f"*{NOT_YET}: `{command}` measures it.*"
+
+
+def _read(name: str) -> dict[str, Any] | None:
+    """Return a record of ``results``, if there is one."""
+    path = ROOT / "results" / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _lengths(lengths: list[int]) -> list[str]:
+    return [f"{length:,} tokens" for length in lengths]
+
+
+def _length(tokens: float | None) -> str:
+    return "–" if tokens is None else f"{round(tokens, -2):,.0f} tokens"
+
+
 def _mean(figures: dict[str, float], names: list[str]) -> str:
     return f"{sum(figures[name] for name in names) / len(names):.2f}"
 
@@ -99,6 +205,12 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdicts": verdicts,
     "methods": methods,
     "transfers": transfers,
+    "compare-memory": compare_memory,
+    "tokenize-speed": tokenize_speed,
+    "reads": reads,
+    "index-search": index_search,
+    "block-sparse": block_sparse,
+    "codec": codec,
 }
 
 

@@ -25,7 +25,11 @@ from tokenary.memory.base import KeepLayer, KeepPolicy
 
 SLUGS = [card.slug for card in cards()]
 #: Laws that a method cannot be held to: PBS-Attn thins whole prompts, and what comes behind them reads everything.
-DO_NOT_FIT = {"pbs-attn": {"a query reads no more than it may", "pieces of a prompt change nothing"}}
+#: STILL's memory follows from the length of a text, and it attends to prompts in its own way.
+DO_NOT_FIT = {
+    "pbs-attn": {"a query reads no more than it may", "pieces of a prompt change nothing"},
+    "still": {"the budget is kept", "memory really falls", "keys stay those of their tokens"},
+}
 CARD = Card(slug="here", cls="Here", room="decode", title="", summary="", slot="draft", lossless=True)
 
 
@@ -139,6 +143,19 @@ class Stale(Guess):
         return TokenTree.chains([[f if ended else c[-1], 1] for f, c in zip(first, contexts, strict=True)])
 
 
+class Closed(Guess):
+    """Keeps a state for each row, and takes no sequence that joins."""
+
+    def start(self, contexts):
+        self.rows = list(contexts)
+
+    def select_rows(self, rows):
+        self.rows = [self.rows[row] for row in rows]
+
+    def propose(self, contexts, nodes):
+        return TokenTree.chains([[context[-1], row[0]] for context, row in zip(contexts, self.rows, strict=True)])
+
+
 class Cheats(Guess):
     """Ends its own generation early where it should hand over to the loop."""
 
@@ -161,6 +178,7 @@ class Crashes(Guess):
         (WritesContext, "drafts are trees"),
         (Moody, "the same seed gives the same text"),
         (Stale, "a batch is its sequences"),
+        (Closed, "sequences may join"),
         (Cheats, "left padding changes nothing"),
         (Crashes, "a batch is its sequences"),
     ],
@@ -249,6 +267,13 @@ class Twice(NewestLayer):
         return Select(index, num_tokens=held)
 
 
+class Forgets(NewestLayer):
+    """Knows nothing of the budget of those who join."""
+
+    def join(self, other, rows):
+        pass
+
+
 class Masks(NewestLayer):
     """Keeps everything and says that it does not."""
 
@@ -280,6 +305,7 @@ class Remembers(NewestLayer):
         (ByPass, "drafts change nothing"),
         (Unbounded, "drafts change nothing"),
         (Twice, "what was dropped stays dropped"),
+        (Forgets, "sequences may join"),
         (Masks, "memory really falls"),
         (Merges, "keys stay those of their tokens"),
         (Remembers, "the same options give the same text"),

@@ -199,15 +199,23 @@ class Piece:
 
 
 def build(lm: LM, recipe: Recipe) -> dict[str, Any]:
-    """Construct the methods of a recipe and get them ready for a model, keyed by slot."""
+    """Construct the methods of a recipe and get them ready for a model, keyed by slot.
+
+    Raises
+    ------
+    UnsupportedModelError
+        If one of them is made for another kind of model, or does not work with this one.
+    """
+    _fits(lm, recipe)
     methods = recipe.build()
     for method in methods.values():
         if isinstance(method, Strategy):
             method.prepare(lm.model, lm.tokenizer)
     if "draft" in methods:
         methods["draft"].prepare(lm.vocab_size, lm.tokenizer)
-    if "read" in methods:
-        methods["read"].prepare(lm.model)
+    for slot in ("keep", "read"):
+        if slot in methods:
+            methods[slot].prepare(lm.model)
     return methods
 
 

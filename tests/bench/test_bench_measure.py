@@ -11,7 +11,8 @@ import torch
 from transformers import GenerationConfig
 
 from tokenary.bench.contender import RecipeContender, Sample
-from tokenary.bench.measure import Case, Measurement, cases_of, logit_gap, measure, tokens_per_pass
+from tokenary.bench.measure import cases_of, logit_gap, measure
+from tokenary.bench.measured import Case, Measurement, tokens_per_pass
 from tokenary.bench.peers import LlamaCppPeer, TransformersPeer, peers_of
 from tokenary.core.errors import InputError, OptionError, RecipeError
 from tokenary.core.recipe import Recipe

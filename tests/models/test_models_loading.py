@@ -24,7 +24,7 @@ IDS = [5, 17, 200, 33, 8, 91, 4]
 def test_importing_and_listing_need_neither_torch_nor_transformers():
     code = (
         "import sys, tokenary.models as m; rows = m.list_models(); "
-        "assert len(rows) == 8 and not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+        "assert len(rows) == 11 and not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -35,6 +35,13 @@ def test_list_says_what_is_here(cache):
     assert not rows["gemma3-270m"]["on_disk"]
     load("stories260k")
     assert {row["name"]: row["converted"] for row in list_models()}["stories260k"]
+
+
+@pytest.mark.parametrize("name", ["cifar-vit", "latex-ocr", "mobile-sam"])
+def test_vision_networks_are_no_language_models(cache, name):
+    with pytest.raises(UnsupportedModelError, match="looks at pictures"):
+        load(name)
+    assert not list(cache.glob("models/*"))
 
 
 def test_gguf_gives_the_weights_it_was_made_of(cache, tiny_gguf, llama):

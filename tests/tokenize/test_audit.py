@@ -15,9 +15,10 @@ from tokenary.core.errors import InputError
 from tokenary.core.spelling import CHAR_OF
 from tokenary.data import prose
 from tokenary.tokenize import corpus
-from tokenary.tokenize.artifacts import exposure, lossy_strings, unreachable
-from tokenary.tokenize.audit import align, audit, differences, local, total
+from tokenary.tokenize.artifacts import exposure, faults, lossy_strings, unreachable
+from tokenary.tokenize.audit import _describe, align, audit, differences, local, total
 from tokenary.tokenize.base import TextTokenizer
+from tokenary.tokenize.corpus import Skipped
 from tokenary.tokenize.laws import toy_tokenizer
 from tokenary.tokenize.report import render
 from tokenary.tokenize.token_premium import TokenPremium
@@ -75,6 +76,48 @@ def test_the_figures_do_not_depend_on_the_order_of_parts(tmp_path, monkeypatch, 
 @given(st.lists(st.integers(0, 50), min_size=1))
 def test_pairwise_sums_are_sums(values):
     assert total(iter(values)) == sum(values)
+
+
+PIECES = ["the", "The", "é", "éx", "e\u0301", "'", "’", "-", " ", "\n", "日", "1", "\ufffd", "<x>", "\u0301"]
+
+
+@settings(deadline=None)
+@given(st.lists(st.lists(st.sampled_from(PIECES), max_size=8).map("".join), max_size=4))
+def test_words_are_those_of_the_pattern(texts):
+    pattern = r"[\p{L}\p{M}\p{N}]+(?:['’\-][\p{L}\p{M}\p{N}]+)*"
+    assert _describe(texts, Skipped()).words == sum(len(regex.findall(pattern, text)) for text in texts)
+
+
+def with_steps(normalizer=None, added=()):
+    made = Tokenizer.from_str(toy_tokenizer().to_json())
+    if normalizer:
+        made.normalizer = normalizer
+    made.add_tokens(list(added))
+    return TextTokenizer(made.to_str())
+
+
+PIECEWISE = Tokenizer(models.WordLevel({"[UNK]": 0, "the": 1, "é": 2}, unk_token="[UNK]"))
+PIECEWISE.decoder = decoders.Fuse()
+
+
+@pytest.mark.parametrize(
+    "tokenizer",
+    [
+        toy_tokenizer(),
+        with_steps(normalizers.Lowercase()),
+        with_steps(added=["<x>", "éx"]),
+        TextTokenizer(PIECEWISE.to_str()),
+    ],
+)
+@settings(deadline=None)
+@given(texts=st.lists(st.lists(st.sampled_from(PIECES), max_size=6).map("".join), max_size=4), lost=st.integers(0, 9))
+def test_faults_are_those_of_decoding(tokenizer, texts, lost):
+    rows = tokenizer.encode_batch(texts)
+    rows = [row if lost > 2 else row[lost:] for row in rows]  # bytes of a character may be missing
+    texts += [tokenizer.decode(row) for row in rows]  # with the sign for what is no character
+    rows += rows
+    backs = [tokenizer.decode(row) for row in rows]
+    assert faults(tokenizer, texts, rows) == [pair for pair in zip(texts, backs, strict=True) if pair[0] != pair[1]]
 
 
 def test_faults_are_counted_and_shown():

@@ -31,7 +31,7 @@ from tokenary.tokenize.dynamic_tokenization import (
     merges_for,
 )
 from tokenary.tokenize.dynamic_tokenization.rows import last_part, mean_of_parts, merge_parents, ridge_of_parts
-from tokenary.tokenize.dynamic_tokenization.rules import LONGEST
+from tokenary.tokenize.dynamic_tokenization.rules import LONGEST, NEVER, UNKNOWN, joined
 
 
 def toy(special: int = 1) -> TextTokenizer:
@@ -97,6 +97,37 @@ def slow_merges(rows, rules, merges):
             rows[n] = new
         made += 1
     return rows
+
+
+CHARS = ["a", "é", "日", "\U0001f600", " ", "\n", "\u3000", "\x1c", "-", "!"]
+
+
+@st.composite
+def neighbours(draw):
+    """Bytes cut in two anywhere, inside a character too, sometimes with bytes that are none."""
+    data = "".join(draw(st.lists(st.sampled_from(CHARS), min_size=1, max_size=6))).encode()
+    data += draw(st.sampled_from([b"", b"", b"\xff", b"\xe0\x80", b"\xe6", b"\x97"]))
+    start, cut = draw(st.integers(0, len(data) - 1)), draw(st.integers(1, len(data)))
+    return data[start : start + cut], data[start + cut :] + draw(st.sampled_from([b"", b"b", b" b"]))
+
+
+@pytest.mark.parametrize("boundary", ["pretokens", "word", "word-hyphen", "sentence"])
+@settings(deadline=None, max_examples=300)
+@given(pair=neighbours())
+def test_kinds_say_what_the_rules_say(boundary, pair):
+    rules = PairRules(TOY, boundary)
+    if not all(pair):
+        return
+    found = joined(*map(rules.kind, pair), rules.asks)
+    assert found in (UNKNOWN, rules.join(*pair))
+    assert rules.allows(*pair) == (rules.join(*pair) != NEVER)
+    if rules.allows(*pair):
+        assert rules.join(*pair) == rules.kind(b"".join(pair))
+
+
+def test_an_id_that_is_none_is_refused():
+    with pytest.raises(InputError, match="has no token 257"):
+        merge_batch([[0, 257]], PairRules(TOY))
 
 
 def test_no_merge_changes_nothing_and_all_merges_reach_the_words():

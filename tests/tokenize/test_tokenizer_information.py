@@ -24,6 +24,7 @@ from tokenary.tokenize.tokenizer_information import (
     vocabulary_bits,
 )
 from tokenary.tokenize.tokenizer_information import grams as module
+from tokenary.tokenize.tokenizer_information.columns import group
 from tokenary.tokenize.tokenizer_information.compression import (
     deflate,
     lz78_phrases,
@@ -33,7 +34,7 @@ from tokenary.tokenize.tokenizer_information.compression import (
     ranks,
     xz,
 )
-from tokenary.tokenize.tokenizer_information.grams import Grams, group, held_out, plug_in, sequential
+from tokenary.tokenize.tokenizer_information.grams import Grams, held_out, plug_in, sequential, sequential_orders
 from tokenary.tokenize.tokenizer_information.lz_bpe import serialise, train_lz_bpe
 from tokenary.tokenize.training import PATTERN, byte_level, to_array, train_bpe
 
@@ -98,10 +99,13 @@ def test_runs_are_counted(rows, order):
     grams = Grams.of(texts_of(rows), order)
     found = {tuple(run - 1): int(count) for run, count in zip(grams.runs.T, grams.counts.sum(0), strict=True)}
     assert found == dict(Counter(runs_of(rows, order))) and grams.total == sum(map(len, rows))
-    shorter = grams.shorter(1)
-    assert {int(run[0]) - 1: int(n) for run, n in zip(shorter.runs.T, shorter.counts.sum(0), strict=True)} == dict(
-        Counter(itertools.chain(*rows))
-    )
+    for length, level in enumerate(grams.levels, start=1):
+        runs = [tuple(run - 1) for run in grams.runs[-length:, level.first].T]
+        assert dict(zip(runs, level.counts.tolist(), strict=True)) == dict(Counter(runs_of(rows, length)))
+        assert [runs[n] for n in level.of] == [tuple(run[-length:] - 1) for run in grams.runs.T]
+        contexts = dict(zip(level.context.tolist(), (run[:-1] for run in runs), strict=True))
+        assert [contexts[n] for n in level.context.tolist()] == [run[:-1] for run in runs]
+        assert len(set(contexts.values())) == len(contexts)
 
 
 @settings(deadline=None)
@@ -130,6 +134,16 @@ def test_plug_in_entropy(rows, order):
     joint, given_ = Counter(runs_of(rows, order)), Counter(run[:-1] for run in runs_of(rows, order))
     expected = -sum(n * math.log2(n / given_[run[:-1]]) for run, n in joint.items()) / grams.total
     assert plug_in(grams) == pytest.approx(expected, abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(ROWS.filter(any), st.integers(1, 4))
+def test_one_table_says_of_shorter_runs_what_theirs_says(rows, order):
+    tables = [Grams.of(texts_of(rows), length) for length in range(1, order + 1)]
+    assert sequential_orders(tables[-1], 50) == [sequential(table, 50) for table in tables]
+    assert [plug_in(tables[-1], length) for length in range(1, order + 1)] == [plug_in(table) for table in tables]
+    upper = held_out(tables[-1], 50)
+    assert upper is None or upper == pytest.approx([held_out(table, 50)[-1] for table in tables], abs=1e-12)
 
 
 def coder(rows, order, vocabulary, d, theta):
@@ -200,7 +214,7 @@ def test_context_helps_on_text_and_not_on_noise():
     rates = {}
     for name, stream in (("text", ids), ("shuffled", shuffled)):
         grams = Grams.of([EncodedText("a", "", text, stream)], 3)
-        rates[name] = [sequential(grams.shorter(k), 261) / len(ids) for k in (1, 2, 3)]
+        rates[name] = [bits / len(ids) for bits in sequential_orders(grams, 261)]
     assert rates["text"][0] - rates["text"][1] > 0.7 and rates["text"][1] - rates["text"][2] > 0.2
     assert rates["shuffled"][0] <= rates["shuffled"][1] <= rates["shuffled"][2]
     assert rates["text"][0] == pytest.approx(rates["shuffled"][0])

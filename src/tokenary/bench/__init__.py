@@ -1,7 +1,8 @@
 """The fair comparison: recipes timed in turns on the same prompts, their quality on real text, a table and a report.
 
-``compare`` does all of it. Its parts: ``measure.measure`` (time, passes, bytes, equality of outputs) and
-``quality.sweep`` (perplexity over budgets). Nothing here imports torch or plotly before it is used.
+``compare`` does all of it, ``compare_memory`` asks memories about long texts. Parts of them: ``measure.measure`` (time,
+passes, bytes, equality of outputs), ``quality.sweep`` (perplexity over budgets) and ``memory_reading.read_haystack``.
+Nothing here imports torch or plotly before it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tokenary.bench.comparison import Comparison, compare, one_table
-    from tokenary.bench.measure import Case, Measurement, Row, Spread, balanced, logit_gap
+    from tokenary.bench.measure import balanced, logit_gap
+    from tokenary.bench.measured import Case, Measurement, Row, Spread
+    from tokenary.bench.memory_room import MemoryComparison, compare_memory
     from tokenary.bench.progress import Step
     from tokenary.bench.quality import Quality, evaluate, sliding_texts, sweep, teacher_forced
     from tokenary.bench.report import headline, render
@@ -19,7 +22,9 @@ if TYPE_CHECKING:
 
 _HOME = {
     "comparison": ("Comparison", "compare", "one_table"),
-    "measure": ("Case", "Measurement", "Row", "Spread", "balanced", "logit_gap"),
+    "measure": ("balanced", "logit_gap"),
+    "measured": ("Case", "Measurement", "Row", "Spread"),
+    "memory_room": ("MemoryComparison", "compare_memory"),
     "progress": ("Step",),
     "quality": ("Quality", "evaluate", "sliding_texts", "sweep", "teacher_forced"),
     "report": ("headline", "render"),
@@ -30,12 +35,14 @@ __all__ = [
     "Case",
     "Comparison",
     "Measurement",
+    "MemoryComparison",
     "Quality",
     "Row",
     "Spread",
     "Step",
     "balanced",
     "compare",
+    "compare_memory",
     "evaluate",
     "headline",
     "logit_gap",

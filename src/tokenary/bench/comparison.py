@@ -18,7 +18,8 @@ import psutil
 import torch
 
 from tokenary.bench.filled import filled_quality
-from tokenary.bench.measure import PLAIN, Measurement, Row, balanced, fitting, measure
+from tokenary.bench.measure import balanced, fitting, measure
+from tokenary.bench.measured import PLAIN, Measurement, Row
 from tokenary.bench.peers import peers_of
 from tokenary.bench.quality import Quality, memory_only, sliding_texts, sweep
 from tokenary.core.claim import device_name, versions
@@ -32,7 +33,7 @@ from tokenary.run import load
 if TYPE_CHECKING:
     from rich.table import Table
 
-SCHEMA = 1
+SCHEMA, TOOL = 1, "tokenary compare"
 #: Sizes of the default comparison, chosen so that seven recipes on SmolLM2-135M take under five minutes on two cores.
 N_PROMPTS, MAX_NEW_TOKENS = 6, 40
 N_TEXTS, TEXT_TOKENS, SCORED_TOKENS = 4, 640, 128
@@ -82,15 +83,7 @@ class Comparison:
         InputError
             The file is not there, or is no such record.
         """
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from error
-        except ValueError as error:
-            raise InputError(f"{path} is not JSON: {error}") from error
-        if not isinstance(record, dict) or record.get("tool") != "tokenary compare" or record.get("schema") != SCHEMA:
-            raise InputError(f"{path} is no record of tokenary compare (version {SCHEMA})")
-        return cls(record)
+        return cls(read_record(path, TOOL))
 
     def table(self) -> Table:
         """Return the table for a terminal."""
@@ -106,12 +99,33 @@ class Comparison:
         """
         from tokenary.bench.report import render
 
-        files = {
-            "results.json": json.dumps(self.record, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            "report.html": render(self.record),
-        }
-        results, report = write_texts(Path(folder), files)
-        return results, report
+        return write_record(folder, self.record, render(self.record))
+
+
+def read_record(path: str | os.PathLike[str], tool: str) -> dict[str, Any]:
+    """Read a ``results.json`` that was written by a tool of this version.
+
+    Raises
+    ------
+    InputError
+        The file is not there, or is no such record.
+    """
+    try:
+        record = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON: {error}") from error
+    if not isinstance(record, dict) or record.get("tool") != tool or record.get("schema") != SCHEMA:
+        raise InputError(f"{path} is no record of {tool} (version {SCHEMA})")
+    return record
+
+
+def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any], page: str) -> tuple[Path, Path]:
+    """Write ``results.json`` and ``report.html``; see `Comparison.write`."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    results, report = write_texts(Path(folder), {"results.json": text, "report.html": page})
+    return results, report
 
 
 def one_table(found: Sequence[Comparison]) -> Table:
@@ -182,7 +196,7 @@ def compare(
     lm_or_name: LM | str | os.PathLike[str],
     recipes: Iterable[str | Recipe],
     *,
-    prompts: Sequence[Any] | None = None,
+    prompts: Sequence[Any] | int = N_PROMPTS,
     max_new_tokens: int = MAX_NEW_TOKENS,
     rounds: int = 3,
     seed: int = 0,
@@ -199,8 +213,8 @@ def compare(
         A loaded model, or what `tokenary.load` takes.
     recipes : iterable of str or Recipe
         Plain greedy is always measured, first.
-    prompts : sequence of Prompt, str or token ids, optional
-        By default six that ship with the package, one a set, friendly and hostile ones.
+    prompts : sequence of Prompt, str or token ids, or int
+        A number takes so many of those that ship with the package, of all sets in turn, friendly and hostile ones.
     max_new_tokens : int
         Most tokens a prompt.
     rounds : int
@@ -238,10 +252,10 @@ def compare(
     for budget in budgets:
         if not 0 < budget <= 100:
             raise OptionError("budgets", budget, "percent above 0 and at most 100")
-    began, started, load_average = time.perf_counter(), datetime.datetime.now(datetime.UTC), _load_average()
+    began, started, load_average = time.perf_counter(), datetime.datetime.now(datetime.UTC), load_average_now()
     lm = lm_or_name if isinstance(lm_or_name, LM) else load(lm_or_name, progress=progress is not None)
-    if prompts is None:
-        prompts = balanced(fitting(lm, shipped_prompts(), max_new_tokens), N_PROMPTS, seed)
+    if isinstance(prompts, int):
+        prompts = balanced(fitting(lm, shipped_prompts(), max_new_tokens), prompts, seed)
     if peers and lm.kind != "causal":
         raise OptionError("peers", peers, f"False: no peer runs {lm.name}, a model of the kind {lm.kind}")
     others, warnings = peers_of(lm, max_new_tokens) if peers else ([], [])
@@ -270,25 +284,11 @@ def compare(
             complete = False
     record = {
         "schema": SCHEMA,
-        "tool": "tokenary compare",
+        "tool": TOOL,
         "date": started.isoformat(timespec="seconds"),
         "minutes": round((time.perf_counter() - began) / 60, 2),
         "complete": complete,
-        "model": {
-            "name": lm.name,
-            "fingerprint": lm.fingerprint,
-            "source": lm.source,
-            "dtype": str(lm.dtype).removeprefix("torch."),
-        },
-        "machine": {
-            "device": device_name(),
-            "system": platform.platform(terse=True),
-            "cores": os.cpu_count(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "threads": torch.get_num_threads(),
-            "load_average": load_average,
-        },
-        "versions": versions(),
+        **setting_of(lm, load_average),
         "settings": {
             "recipes": [str(recipe) for recipe in chosen],
             "max_new_tokens": max_new_tokens,
@@ -315,7 +315,28 @@ def compare(
         "outputs": _outputs(measurement, lm),
         "warnings": [*warnings, *_warnings(rows, rounds, complete, load_average)],
     }
-    return Comparison(_plain_json(record))
+    return Comparison(plain_json(record))
+
+
+def setting_of(lm: LM, load: float | None) -> dict[str, Any]:
+    """Return which model, machine and versions a record was made with."""
+    return {
+        "model": {
+            "name": lm.name,
+            "fingerprint": lm.fingerprint,
+            "source": lm.source,
+            "dtype": str(lm.dtype).removeprefix("torch."),
+        },
+        "machine": {
+            "device": device_name(),
+            "system": platform.platform(terse=True),
+            "cores": os.cpu_count(),
+            "memory_bytes": psutil.virtual_memory().total,
+            "threads": torch.get_num_threads(),
+            "load_average": load,
+        },
+        "versions": versions(),
+    }
 
 
 def _texts(lm: LM, seed: int) -> tuple[list[list[int]], int]:
@@ -411,16 +432,17 @@ def _warnings(rows: Sequence[Row], rounds: int, complete: bool, load_average: fl
     return found
 
 
-def _load_average() -> float | None:
+def load_average_now() -> float | None:
+    """Return the load of the last minute, where the system tells."""
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
 
 
-def _plain_json(value: Any) -> Any:
+def plain_json(value: Any) -> Any:
     """Tuples to lists, numbers that JSON lacks to None."""
     if isinstance(value, Mapping):
-        return {str(key): _plain_json(item) for key, item in value.items()}
+        return {str(key): plain_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain_json(item) for item in value]
+        return [plain_json(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 
-from tokenary.bench.measure import PLAIN, Measurement
+from tokenary.bench.measured import PLAIN, Measurement
 from tokenary.models import LM
 
 #: Sequences a pass.

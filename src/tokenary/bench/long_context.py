@@ -115,13 +115,13 @@ def key_value(
     drawn = substream(seed, "key-value")
     words = sorted({word for word in text.split() if word.isalpha() and word.islower() and len(word) > 4})
     order = drawn.permutation(len(words)).tolist()
-    head, pairs, size = _lead(tokenizer), [], 0
+    head, pairs, size = lead(tokenizer), [], 0
     question = "\nThe number of {} is"
-    spare = length - len(head) - len(_encode(tokenizer, question.format("x" * 24)))
+    spare = length - len(head) - len(encode(tokenizer, question.format("x" * 24)))
     lines: list[list[int]] = []
     for at in order:
         number = str(int(drawn.integers(1000, 10_000)))
-        line = _encode(tokenizer, f"{words[at]}: {number}\n")
+        line = encode(tokenizer, f"{words[at]}: {number}\n")
         if size + len(line) > spare:
             break
         lines.append(line)
@@ -130,7 +130,7 @@ def key_value(
     if not pairs or len(pairs) == len(words):
         raise InputError(f"a prompt of {length} tokens holds no pair, or the text has too few words for it")
     word, number = pairs[min(int(depth * len(pairs)), len(pairs) - 1)]
-    ids = head + [token for line in lines for token in line] + _encode(tokenizer, question.format(word))
+    ids = head + [token for line in lines for token in line] + encode(tokenizer, question.format(word))
     return LongSample("key-value", tuple(ids), (number,), depth=depth)
 
 
@@ -143,7 +143,7 @@ def copy(
     many tokens it has.
     """
     _check_depths([depth])
-    head = _lead(tokenizer)
+    head = lead(tokenizer)
     body = head + _piece(tokenizer, text, length - repeat - len(head), seed)
     start = int(depth * length)
     if start + repeat > len(body):
@@ -155,7 +155,7 @@ def prose_loss(
     tokenizer: PreTrainedTokenizerBase, text: str, length: int, seed: int = 0, scored: int = 256
 ) -> LongSample:
     """Take a long piece of text; the loss on its last `scored` tokens counts."""
-    head = _lead(tokenizer)
+    head = lead(tokenizer)
     return LongSample("perplexity", (*head, *_piece(tokenizer, text, length - len(head), seed)), scored=scored)
 
 
@@ -179,8 +179,8 @@ def _hidden(
     seed: int,
 ) -> tuple[int, ...]:
     """Put sentences behind the full stop next to their depth, and a question at the end."""
-    head, tail = _lead(tokenizer), _encode(tokenizer, question)
-    hidden = [_encode(tokenizer, fact) for fact in facts]
+    head, tail = lead(tokenizer), encode(tokenizer, question)
+    hidden = [encode(tokenizer, fact) for fact in facts]
     body = _piece(tokenizer, text, length - len(head) - len(tail) - sum(map(len, hidden)), seed)
     stops = [at + 1 for at, token in enumerate(body) if str(tokenizer.decode([token])).rstrip().endswith(".")]
     places = [min([0, *stops], key=lambda at: abs(at - depth * len(body))) for depth in depths]
@@ -196,18 +196,19 @@ def _check_depths(depths: Sequence[float]) -> None:
 
 def _piece(tokenizer: PreTrainedTokenizerBase, text: str, length: int, seed: int) -> list[int]:
     """Cut so many tokens out of a text, from a place drawn from the seed."""
-    ids = _encode(tokenizer, text)
+    ids = encode(tokenizer, text)
     if not 0 < length <= len(ids):
         raise InputError(f"the text has {len(ids)} tokens where {length} are to be taken from it")
     start = int(substream(seed, "long text").integers(0, len(ids) - length + 1))
     return ids[start : start + length]
 
 
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Return the tokens of a text, and no others."""
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
 
-def _lead(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def lead(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """Return the tokens that the tokenizer puts before any text."""
-    whole, body = list(tokenizer("a", verbose=False)["input_ids"]), _encode(tokenizer, "a")
+    whole, body = list(tokenizer("a", verbose=False)["input_ids"]), encode(tokenizer, "a")
     return whole[: len(whole) - len(body)] if whole[-len(body) :] == body else []

@@ -22,6 +22,7 @@ from torch import Tensor
 from tokenary.bench.progress import Reporter
 from tokenary.core.errors import InputError, OptionError
 from tokenary.core.recipe import Recipe, Step
+from tokenary.core.registry import method_class
 from tokenary.core.tree import TokenTree
 from tokenary.hf.target import Target, attached
 from tokenary.models import LM
@@ -67,7 +68,7 @@ class Quality:
     @property
     def stderr(self) -> float:
         """Standard error of the mean over texts; 0 for one text."""
-        return _stderr(self.nll)
+        return stderr(self.nll)
 
     @property
     def perplexity(self) -> float:
@@ -82,7 +83,7 @@ class Quality:
     def increase(self, full: Quality) -> tuple[float, float]:
         """Return the mean over texts of the increase in nats a token over `full`, and its standard error."""
         differences = [own - other for own, other in zip(self.nll, full.nll, strict=True)]
-        return statistics.fmean(differences), _stderr(differences)
+        return statistics.fmean(differences), stderr(differences)
 
     def to_json(self, full: Quality) -> dict[str, Any]:
         """Return it as plain JSON types, beside the full cache; the perplexity's increase is in percent."""
@@ -105,7 +106,8 @@ class Quality:
         }
 
 
-def _stderr(values: Sequence[float]) -> float:
+def stderr(values: Sequence[float]) -> float:
+    """Return the standard error of a mean; 0 for one value."""
     return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
 
 
@@ -239,8 +241,9 @@ def memory_only(recipe: Recipe) -> Recipe | None:
 
 
 def _keeps(recipe: Recipe) -> bool:
-    """Whether it is one keep policy, and so has a budget to sweep over."""
-    return [step.card.slot for step in recipe.steps] == ["keep"]
+    """Whether it is one keep policy with a budget to sweep over."""
+    slots = [step.card.slot for step in recipe.steps]
+    return slots == ["keep"] and "keep" in method_class(recipe.steps[0].slug).schema().get("properties", {})
 
 
 def at_budget(recipe: Recipe, keep: str) -> Recipe:

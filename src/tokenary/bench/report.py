@@ -145,7 +145,8 @@ def plots(record: Record) -> list[dict[str, Any]]:
     return [plot for plot in made if plot is not None]
 
 
-def _layout(height: int, **more: Any) -> dict[str, Any]:
+def layout(height: int, **more: Any) -> dict[str, Any]:
+    """Return the layout of a plot, in the colours of the page."""
     axis = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE, "automargin": True}
     return {
         "height": height,
@@ -191,13 +192,13 @@ def _speed(record: Record) -> dict[str, Any]:
         )
     one = {"type": "line", "x0": 1, "x1": 1, "y0": 0, "y1": 1, "yref": "paper", "line": {"color": INK, "width": 1}}
     height = 90 + len(rows) * (18 * len(parts) + 14)
-    layout = _layout(
+    drawn = layout(
         height,
         xaxis={"title": {"text": "tokens a second (plain greedy = 1)"}, "rangemode": "tozero"},
         bargap=0.28,
         shapes=[one],
     )
-    layout["legend"]["traceorder"] = "reversed"
+    drawn["legend"]["traceorder"] = "reversed"
     body = [
         [row["name"], *(_range(ratio) for ratio in (row["ratio"], *row["ratio_by_workload"].values()))]
         for row in rows[::-1]
@@ -209,7 +210,7 @@ def _speed(record: Record) -> dict[str, Any]:
         "note": "Median of the rounds; whiskers from the least to the greatest. The line at 1 is plain greedy. "
         "Friendly prompts invite copying and repetition, hostile ones do not.",
         "label": "Bars of speed relative to plain greedy: " + ", ".join(f"{n} {v:.2f}" for v, n in ranking),
-        "figure": {"data": traces, "layout": layout},
+        "figure": {"data": traces, "layout": drawn},
         "head": ["recipe", *parts],
         "body": body,
     }
@@ -250,7 +251,7 @@ def _per_pass(record: Record) -> dict[str, Any] | None:
         + ", ".join(f"{r['name']} cold {r['cold_tokens_per_pass']:.2f}, warm {r['tokens_per_pass']:.2f}" for r in rows),
         "figure": {
             "data": traces,
-            "layout": _layout(
+            "layout": layout(
                 320, yaxis={"title": {"text": "tokens a pass"}, "rangemode": "tozero"}, bargap=0.6, shapes=[one]
             ),
         },
@@ -323,7 +324,7 @@ def _curves(record: Record) -> dict[str, Any] | None:
         + ", ".join(f"{row[0]} {row[3]}" for row in body),
         "figure": {
             "data": traces,
-            "layout": _layout(
+            "layout": layout(
                 380,
                 xaxis={"title": {"text": "bytes of keys and values held at the end, % of the full cache"}},
                 yaxis={"title": {"text": "increase of perplexity, %"}},
@@ -370,7 +371,7 @@ def _over_time(record: Record) -> dict[str, Any] | None:
         + ", ".join(f"{row[0]} {row[1]} {', '.join(row[2:])}" for row in body),
         "figure": {
             "data": traces,
-            "layout": _layout(
+            "layout": layout(
                 360,
                 xaxis={"title": {"text": "pass"}},
                 yaxis={"title": {"text": "tokens a pass"}, "rangemode": "tozero"},

@@ -19,6 +19,7 @@ from tokenary.cli import (
     probe,
     store,
     tokenizer,
+    vlm,
 )
 
 #: The base of the errors that typer words itself; typer exports no name for it.
@@ -67,6 +68,7 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.command("probe")(probe.probe)
 app.command("compress")(compress.compress)
 app.command("decompress")(compress.decompress)
+app.add_typer(vlm.app, name="vlm")
 app.command("doctor")(doctor.doctor)
 
 

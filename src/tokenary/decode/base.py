@@ -51,6 +51,9 @@ class Proposer(Method):
     def start(self, contexts: Sequence[Sequence[int]]) -> None:
         """Begin with a new batch of sequences, given as token ids."""
 
+    def join(self, contexts: Sequence[Sequence[int]]) -> None:
+        """Go on with these sequences behind the others of the batch."""
+
     def propose(self, contexts: Sequence[Sequence[int]], nodes: int) -> TokenTree:
         """Draft at most `nodes` tokens for each sequence.
 
@@ -101,6 +104,9 @@ class Loop:
     equals that choice, so that the output does not depend on the proposer. Iterating runs it, a pass at a time;
     to cancel, stop iterating.
 
+    Sequences may come and go instead: `join` those that were read in a target of their own, `step` through passes,
+    `cancel` one. A sequence that ended leaves before the next pass. Neither changes what the others write.
+
     Parameters
     ----------
     target : Target
@@ -117,6 +123,18 @@ class Loop:
         Without one, every pass yields one token.
     stops : callable, optional
         ``stops(row, ids)`` ends a sequence after any token.
+    told : callable, optional
+        ``told(row, logits, nodes, tokens)`` is told which tokens were chosen from which nodes' logits (W, V), before
+        they are taken; the last ones may be left.
+
+    Attributes
+    ----------
+    sequences : list of Decoding
+        Those of `prompts`.
+    batch : list of Decoding
+        Those that are rows of the target, in order; the ones that ended leave before the next pass.
+    limits : dict
+        Most new tokens of sequences that have a limit of their own, by their index.
     """
 
     def __init__(
@@ -128,9 +146,12 @@ class Loop:
         end_tokens: Sequence[int] = (),
         proposer: Proposer | None = None,
         stops: Callable[[int, Sequence[int]], bool] | None = None,
+        told: Callable[[int, Tensor, Sequence[int], Sequence[int]], None] | None = None,
     ) -> None:
-        self.target, self.chooser, self.proposer, self.stops = target, chooser, proposer, stops
+        self.target, self.chooser, self.proposer, self.stops, self.told = target, chooser, proposer, stops, told
         self.max_new_tokens, self.end_tokens = max_new_tokens, frozenset(end_tokens)
+        self.batch: list[Decoding] = []
+        self.limits: dict[int, int] = {}
         self.sequences = [Decoding(row, list(prompt), len(prompt)) for row, prompt in enumerate(prompts)]
         self.branches: list[list[Decoding]] = [[] for _ in prompts]
         self.peak_bytes = 0
@@ -139,25 +160,72 @@ class Loop:
     def __iter__(self) -> Iterator[list[Emission]]:
         if self.max_new_tokens <= 0:
             return
-        live = list(self.sequences)
-        contexts = [sequence.ids for sequence in live]
+        logits = self.target.prefill([sequence.ids for sequence in self.sequences])
+        emissions = self.join(self.target, logits, self.sequences)
+        while self.calibrate():
+            pass
+        while emissions:
+            yield emissions
+            emissions = self.step()
+
+    @torch.inference_mode()
+    def join(self, target: Target, logits: Tensor, sequences: Sequence[Decoding]) -> list[Emission]:
+        """Take sequences into the batch, behind the others, and choose their first tokens.
+
+        Parameters
+        ----------
+        target : Target
+            Of the same model and methods; it has read these sequences, and is not used again.
+        logits : Tensor
+            After the last token of each, (B, V).
+        sequences : sequence of Decoding
+            Their indices name them to the chooser and to `stops`; nobody else in the batch has the same.
+        """
+        self._drop_finished()
+        contexts = [sequence.ids for sequence in sequences]
+        if self.batch:
+            self.target.join(target)
+        else:
+            self.target = target
         if self.proposer is not None:
-            self.proposer.start(contexts)
-        logits = self.target.prefill(contexts)
-        first = self.chooser(logits, [s.index for s in live], contexts)
-        if self.proposer is not None:
-            self.proposer.width.calibrate(self._measure, len(live))
-        yield [self._emit(sequence, [token], [False]) for sequence, token in zip(live, first, strict=True)]
-        live = self._drop_finished(live)
-        while live:
-            yield self._pass(live)
-            live = self._drop_finished(live)
+            (self.proposer.join if self.batch else self.proposer.start)(contexts)
+        self.batch += sequences
+        first = self.chooser(logits, [sequence.index for sequence in sequences], contexts)
+        emissions = []
+        for row, (sequence, token) in enumerate(zip(sequences, first, strict=True)):
+            if self.told is not None:
+                self.told(sequence.index, logits[row : row + 1], [0], [token])
+            emissions.append(self._emit(sequence, [token], [False]))
+        return emissions
+
+    @torch.inference_mode()
+    def step(self) -> list[Emission]:
+        """Run a pass; nothing where every sequence has ended."""
+        self._drop_finished()
+        return self._pass(self.batch) if self.batch else []
+
+    def cancel(self, sequence: Decoding) -> None:
+        """End a sequence of the batch: it leaves before the next pass."""
+        sequence.finish = "cancelled"
+
+    @torch.inference_mode()
+    def calibrate(self) -> bool:
+        """Time one more pass where the proposer chooses its width by that; return whether there are more to time.
+
+        Until all are timed nothing is drafted.
+        """
+        width = None if self.proposer is None else self.proposer.width
+        if width is None or width.ready:
+            return False
+        width.measure(self._seconds)
+        return not width.ready
 
     def _pass(self, live: list[Decoding]) -> list[Emission]:
         """Draft, score, accept and commit once."""
         began = time.perf_counter()
         contexts = [sequence.ids for sequence in live]
-        nodes = 0 if self.proposer is None else self.proposer.width.choose(len(live))
+        width = None if self.proposer is None else self.proposer.width
+        nodes = width.choose(len(live)) if width is not None and width.ready else 0
         if self.proposer is None or nodes == 0:
             tree = TokenTree.roots([ids[-1] for ids in contexts])
         else:
@@ -166,8 +234,10 @@ class Loop:
         paths, chosen = self._walk(tree, scores, live)
         sizes = tree.sizes
         for row, sequence in enumerate(live):
+            if self.told is not None:
+                self.told(sequence.index, scores.logits[row], paths[row], chosen[row])
             room = self.target.room(row)
-            left = self.max_new_tokens - len(sequence.new_ids)
+            left = self._limit(sequence) - len(sequence.new_ids)
             count = min(len(paths[row]), left if room is None else min(room, left))
             paths[row], chosen[row] = paths[row][:count], chosen[row][:count]
             sequence.trace.per_pass.append((int(sizes[row]) - 1, count - 1))
@@ -212,29 +282,31 @@ class Loop:
             taken += 1
             if token in self.end_tokens or (self.stops is not None and self.stops(sequence.index, sequence.ids)):
                 sequence.finish = "stop"
-            elif len(sequence.new_ids) >= self.max_new_tokens:
+            elif len(sequence.new_ids) >= self._limit(sequence):
                 sequence.finish = "length"
             if sequence.finish:
                 break
         return Emission(sequence.index, tokens[:taken], from_draft[:taken], sequence.finish)
 
-    def _drop_finished(self, live: list[Decoding]) -> list[Decoding]:
-        """Take sequences that ended out of the batch."""
-        rows = [row for row, sequence in enumerate(live) if sequence.finish is None]
-        if rows and len(rows) < len(live):
+    def _limit(self, sequence: Decoding) -> int:
+        """Most new tokens of a sequence."""
+        return self.limits.get(sequence.index, self.max_new_tokens)
+
+    def _drop_finished(self) -> None:
+        """Take sequences that ended out of the batch; the last ones stay in the target, which will be another one."""
+        rows = [row for row, sequence in enumerate(self.batch) if sequence.finish is None]
+        if rows and len(rows) < len(self.batch):
             self.target.select_rows(rows)
             if self.proposer is not None:
                 self.proposer.select_rows(rows)
-        return [live[row] for row in rows]
+        self.batch = [self.batch[row] for row in rows]
 
-    def _measure(self, width: int) -> float:
-        """Seconds of a pass of `width` nodes a sequence, rolled back; the best of three."""
-        batch = len(self.sequences)
-        tree = TokenTree.chains([[0] * width] * batch)
-        times = []
-        for _ in range(3):
-            began = time.perf_counter()
-            _ = Scores(self.target.score(tree)).argmax
-            times.append(time.perf_counter() - began)
-            self.target.commit([[]] * batch)
-        return min(times)
+    def _seconds(self, rows: int) -> float:
+        """Seconds of a pass over so many nodes, shared among the sequences and rolled back."""
+        batch = len(self.batch)
+        tree = TokenTree.chains([[0] * max(1, rows // batch)] * batch)
+        began = time.perf_counter()
+        _ = Scores(self.target.score(tree)).argmax
+        seconds = time.perf_counter() - began
+        self.target.commit([[]] * batch)
+        return seconds

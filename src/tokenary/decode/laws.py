@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tokenary.core.decoding import Decoding
 from tokenary.core.laws import (
     LawFunction,
     Make,
@@ -78,6 +79,10 @@ class Watched(Proposer):
     def start(self, contexts: Sequence[Sequence[int]]) -> None:
         """Begin."""
         self.inner.start(contexts)
+
+    def join(self, contexts: Sequence[Sequence[int]]) -> None:
+        """Take more sequences."""
+        self.inner.join(contexts)
 
     def propose(self, contexts: Sequence[Sequence[int]], nodes: int) -> TokenTree:
         """Draft, and check the draft."""
@@ -167,6 +172,31 @@ def a_batch_is_its_sequences(make: Make) -> None:
     same_tokens(run(lm, make(), RAGGED, end_tokens=ends), cut, "sequences that end at different times")
 
 
+def sequences_may_join(make: Make) -> None:
+    """A sequence that joins a running batch, and one that is cancelled in it, change nobody's tokens."""
+    lossless_only(make)
+    lm = tiny_lm()
+    for sampler in (Sampler(), Sampler(temperature=1.0, seed=3)):
+        loop = Loop(Target(lm.model), [], sampler, NEW, (), make())
+        sequences = [Decoding(row, list(prompt), len(prompt)) for row, prompt in enumerate(RAGGED)]
+        passes = 0
+        with attached(lm.model):
+            while passes < 8 or any(sequence.finish is None for sequence in sequences):
+                if passes in (0, 1, 4, 7):
+                    newcomer = sequences[(0, 1, 4, 7).index(passes)]
+                    target = Target(lm.model)
+                    loop.join(target, target.prefill([newcomer.ids]), [newcomer])
+                    while loop.calibrate():
+                        pass
+                if passes == 5 and sequences[0].finish is None:
+                    loop.cancel(sequences[0])
+                loop.step()
+                passes += 1
+        for sequence, whole in zip(sequences, run(lm, None, RAGGED, sampler=sampler), strict=True):
+            end = len(sequence.new_ids) if sequence.finish == "cancelled" else NEW
+            same_tokens([sequence.new_ids], [whole[:end]], f"{sampler}, sequence {sequence.index}")
+
+
 def left_padding_changes_nothing(make: Make) -> None:
     """``model.generate(custom_generate=...)`` over left-padded prompts gives the tokens that unpadded ones give."""
     lm = tiny_lm()
@@ -237,6 +267,7 @@ LAWS: dict[str, tuple[LawFunction, ...]] = {
         sampled_tokens_are_the_same,
         samples_follow_the_model,
         a_batch_is_its_sequences,
+        sequences_may_join,
         left_padding_changes_nothing,
         the_same_seed_gives_the_same_text,
         drafts_are_trees,

@@ -9,6 +9,7 @@ import numpy as np
 
 #: Rows (batch times width) at which the cost of a pass is measured; between them it is interpolated.
 _GRID = (1, 4, 8, 16, 24, 32, 48, 64, 96)
+_REPEATS = 3
 _PRIOR_WEIGHT = 4.0  # passes that the prior counts for
 _CHOICES = (0, 1, 2, 3, 4, 6, 8, 10, 12, 15, 19, 23, 27, 31, 39, 47, 63, 80)
 
@@ -33,6 +34,12 @@ class DraftWidth:
         self.most, self.fixed, self.judged = most, fixed, judged
         self._hits, self._trials = np.zeros(most), np.zeros(most)
         self._cost: np.ndarray | None = None
+        self._measured: list[float] = []
+
+    @property
+    def ready(self) -> bool:
+        """Whether it can choose: the number is fixed, or the cost of a pass is known."""
+        return self.fixed is not None or self._cost is not None
 
     @property
     def acceptance(self) -> np.ndarray:
@@ -47,10 +54,12 @@ class DraftWidth:
             expected = estimates[-1] * rank / (rank + 1)
         return np.array(estimates)
 
-    def calibrate(self, measure: Callable[[int], float], batch: int) -> None:
-        """Measure the seconds of a pass at each width once, with ``measure(width)``."""
-        if self.fixed is None and self._cost is None:
-            self._cost = np.array([measure(max(1, rows // batch)) for rows in _GRID])
+    def measure(self, seconds: Callable[[int], float]) -> None:
+        """Time one more pass, ``seconds(rows)``, until it is `ready`; of three over as many rows the best counts."""
+        if not self.ready:
+            self._measured.append(seconds(_GRID[len(self._measured) // _REPEATS]))
+            if len(self._measured) == len(_GRID) * _REPEATS:
+                self._cost = np.array(self._measured).reshape(-1, _REPEATS).min(1)
 
     def cost(self, rows: np.ndarray | int) -> np.ndarray:
         """Seconds of a pass over `rows` nodes in all."""

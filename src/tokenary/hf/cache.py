@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,136 +18,11 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 
 from tokenary.core.errors import RecipeError, UnsupportedModelError
 from tokenary.core.token_map import Select, TokenMap
+from tokenary.hf.layer_protocols import LayerPolicy, LayerReader, LayerState, LayerStore
+
+__all__ = ["LayerPolicy", "LayerReader", "LayerStore", "PassInfo", "TokenCache", "TokenLayer"]
 
 _CHUNK = 32  # slots that a growing cache takes at a time
-
-
-class LayerPolicy(Protocol):
-    """What of one layer's past is kept; implemented by the methods of the memory room, one object a layer."""
-
-    #: Whether `observe` and `observe_prompt` must be called.
-    observes: bool
-    #: Whether `take` must be called, with what is about to leave the cache.
-    takes: bool
-    #: Whether `attend` must be asked, as a `LayerReader`'s is.
-    attends: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors it holds."""
-
-    def observe_prompt(self, row: int, query_states: Tensor, key_states: Tensor, scaling: float) -> None:
-        """See a piece of one sequence's prompt: queries (Hq, Q, D) that are the newest of the keys (Hkv, N, D)."""
-
-    def observe(self, row: int, logits: Tensor) -> None:
-        """See the attention logits (Hkv, G, A, N) of A newly committed tokens, -inf where they must not look."""
-
-    def keep(self, row: int, held: int, n_new: int, prompt: bool) -> TokenMap | None:
-        """Choose what stays of the `held` tokens of a sequence after `n_new` came: a map (Hkv, M, held), or None."""
-
-    def take(self, row: int, chosen: TokenMap, keys: Tensor, values: Tensor, positions: Tensor) -> None:
-        """See keys and values (Hkv, N, D) and original positions (Hkv, N) before only the `chosen` ones stay."""
-
-    def attend(
-        self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
-    ) -> Tensor | None:
-        """Attend instead of the cache; see `LayerReader.attend`."""
-
-    def room(self, row: int, held: int) -> int | None:
-        """How many tokens may be committed before the next choice; None for any number."""
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the state of these sequences of the batch, in this order."""
-
-
-class LayerReader(Protocol):
-    """What one layer reads of what it holds; implemented by methods of the memory room, one object a layer."""
-
-    #: Whether queries and keys must come unrotated (the model is then told that every token stands at position 0);
-    #: true positions are in ``layer.shared[0].positions`` and, where tokens were evicted, in ``layer.positions``.
-    unrotated: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors it holds."""
-
-    def attend(
-        self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
-    ) -> Tensor | None:
-        """Attend in its own way; None for the ordinary one.
-
-        Parameters
-        ----------
-        layer : TokenLayer
-            Slots up to ``layer.held[b]`` are the past of sequence b, the last ``layer.pending`` ones are new.
-        query, key, value : Tensor
-            (B, Hq, W, D), and (B, Hkv, N, D) with the new tokens at the end.
-        mask : Tensor or None
-            0 or -inf, (B, 1, G * W, N), rows by head of the group, then by token; None where all may be seen.
-        scale : float
-            Factor on the logits.
-
-        Returns
-        -------
-        Tensor or None
-            Output, (B, W, Hq, D).
-        """
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the state of these sequences of the batch, in this order; none of them resets it."""
-
-
-class LayerStore(Protocol):
-    """How one layer stores its older tokens; implemented by methods of the memory room, one object a layer.
-
-    It owns the oldest tokens of every sequence; the newer ones lie open in the layer until it takes them.
-    """
-
-    #: Whether `observe` must be called.
-    observes: bool
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the tensors it holds."""
-
-    def observe(self, row: int, query_states: Tensor, scaling: float) -> None:
-        """See the queries (Hq, A, D) of A newly committed tokens of a sequence."""
-
-    def take(self, row: int, keys: Tensor, values: Tensor, prompt: bool) -> int:
-        """Store some of the oldest open tokens, of keys and values (Hkv, M, D); return how many."""
-
-    def read(self, row: int) -> tuple[Tensor, Tensor]:
-        """Return the keys and values stored, (Hkv, N, D), in the order of the tokens."""
-
-    def attend(
-        self, row: int, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float
-    ) -> Tensor:
-        """Attend to what is stored, all of it, and to open keys and values; they may hold rows that are masked.
-
-        Parameters
-        ----------
-        row : int
-            A sequence.
-        query : Tensor
-            (Hkv, R, D), R rows of all query heads of a group.
-        keys, values : Tensor
-            (Hkv, M, D).
-        mask : Tensor or None
-            0 or -inf, (R, M).
-        scale : float
-            Factor on the logits.
-
-        Returns
-        -------
-        Tensor
-            (Hkv, R, D).
-        """
-
-    def room(self, row: int, n_open: int) -> int | None:
-        """How many tokens may be committed before it takes the next ones; None for any number."""
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the state of these sequences of the batch, in this order; none of them resets it."""
 
 
 @dataclass
@@ -214,9 +88,8 @@ class TokenLayer(CacheLayerMixin):
         self.logits: Tensor | None = None  # (B, Hkv, G, W, N) of the pass, where the policy asks for them
         self.queries: tuple[Tensor, float] | None = None  # (B, Hq, W, D) of the pass and their scale, for the store
         self.is_initialized = False
-        for state in (self.policy, self.reader, self.store):
-            if state is not None:
-                state.select_rows([])
+        for state in self._states:
+            state.select_rows([])
 
     # -- transformers' interface -------------------------------------------------------------------------------
 
@@ -317,8 +190,11 @@ class TokenLayer(CacheLayerMixin):
     def nbytes(self) -> int:
         """Bytes of the tensors really held, free slots and bookkeeping included."""
         held = [tensor for tensor in (self.storage, self.positions) if tensor is not None]
-        states = [state for state in (self.policy, self.reader, self.store) if state is not None]
-        return sum(tensor.nbytes for tensor in held) + sum(state.nbytes for state in states)
+        return sum(tensor.nbytes for tensor in held) + sum(state.nbytes for state in self._states)
+
+    @property
+    def _states(self) -> list[LayerState]:
+        return [state for state in (self.policy, self.reader, self.store) if state is not None]
 
     def commit(self, paths: Sequence[Sequence[int]] | None = None) -> None:
         """Make pending rows part of the past, drop the others, then let policy and store do what they do.
@@ -410,22 +286,28 @@ class TokenLayer(CacheLayerMixin):
         assert self.storage is not None
         held, kept = self.held[row], chosen.shape[-2]
         chosen = chosen.to(self.device)  # a policy that looks at no tensor does not know the device
+        positions = self._number()
+        if self.policy is not None and self.policy.takes:
+            keys, values = self.storage[:, row, :, :held]
+            self.policy.take(row, chosen, keys, values, positions[row, :, :held])
+        self.storage[:, row, :, :kept] = chosen.apply(self.storage[:, row, :, :held])
+        positions[row, :, :kept] = chosen.apply(positions[row, :, :held], dim=-1)
+        self.held[row] = kept
+
+    def _number(self) -> Tensor:
+        """Return the positions of the tokens held; while none was evicted they are those of the slots."""
+        assert self.storage is not None
         if self.positions is None:
             slots = torch.arange(self.storage.shape[3], dtype=torch.int32, device=self.device)
             self.positions = slots.repeat(*self.storage.shape[1:3], 1)
-        if self.policy is not None and self.policy.takes:
-            keys, values = self.storage[:, row, :, :held]
-            self.policy.take(row, chosen, keys, values, self.positions[row, :, :held])
-        self.storage[:, row, :, :kept] = chosen.apply(self.storage[:, row, :, :held])
-        self.positions[row, :, :kept] = chosen.apply(self.positions[row, :, :held], dim=-1)
-        self.held[row] = kept
+        return self.positions
 
     def _resize(self, capacity: int) -> None:
-        """Reallocate to `capacity` slots, keeping what is held."""
+        """Reallocate to `capacity` slots, keeping what is held; free ones hold zeros, as a masked NaN would be one."""
         assert self.storage is not None
         old = self.storage
         kept = min(old.shape[3], capacity)
-        self.storage = old.new_empty(*old.shape[:3], capacity, old.shape[4])
+        self.storage = old.new_zeros(*old.shape[:3], capacity, old.shape[4])
         self.storage[:, :, :, :kept] = old[:, :, :, :kept]
         if self.positions is not None:
             positions = self.positions.new_zeros(*self.positions.shape[:2], capacity)
@@ -447,9 +329,28 @@ class TokenLayer(CacheLayerMixin):
         self.committed = [self.committed[row] for row in rows]
         if not self.pending:  # the longest sequence may have left
             self._measure()
-        for state in (self.policy, self.reader, self.store):
-            if state is not None:
-                state.select_rows(rows)
+        for state in self._states:
+            state.select_rows(rows)
+
+    def join(self, other: TokenLayer) -> None:
+        """Append the sequences of another layer of this kind behind ours; neither has pending rows.
+
+        The other is not used again.
+        """
+        if other.storage is None:
+            return
+        if self.storage is None:
+            self.lazy_initialization(*other.storage[:, :0])
+        assert self.storage is not None
+        capacity = (max(self.n_open, other.n_open) // _CHUNK + 2) * _CHUNK
+        if self.positions is not None or other.positions is not None:
+            self.positions = _behind(self._number(), other._number(), 0, capacity)
+        self.storage = _behind(self.storage, other.storage, 1, capacity)
+        for ours, theirs in zip(self._states, other._states, strict=True):
+            ours.join(theirs, len(self.held))
+        self.held, self.stored = self.held + other.held, self.stored + other.stored
+        self.committed, self.seen = self.committed + other.committed, max(self.seen, other.seen)
+        self._measure()
 
     def mask(self, padding: Tensor | None, groups: int, dtype: torch.dtype) -> Tensor | None:
         """What each pending token may look at, as a term on the logits; None where it is everything.
@@ -508,6 +409,17 @@ class TokenLayer(CacheLayerMixin):
         old = slots if self.positions is None else self.positions[:, 0, : self.fill]
         keys = torch.cat([old, queries], dim=1)  # (B, N)
         return visible & (queries[:, :, None] - keys[:, None] < window)
+
+
+def _behind(ours: Tensor, theirs: Tensor, dim: int, capacity: int) -> Tensor:
+    """Join tensors along the sequences, dimension `dim`; their slots, two dimensions on, get another number."""
+    shape, count = [*ours.shape], ours.shape[dim]
+    shape[dim], shape[dim + 2] = count + theirs.shape[dim], capacity
+    joined = ours.new_zeros(shape)
+    for at, part in ((0, ours), (count, theirs)):
+        slots = min(capacity, part.shape[dim + 2])
+        joined.narrow(dim, at, part.shape[dim]).narrow(dim + 2, 0, slots).copy_(part.narrow(dim + 2, 0, slots))
+    return joined
 
 
 class TokenCache(Cache):
@@ -593,6 +505,11 @@ class TokenCache(Cache):
         """Keep these sequences of the batch, in this order."""
         for layer in self.token_layers:
             layer.select_rows(rows)
+
+    def join(self, other: TokenCache) -> None:
+        """Append the sequences of another cache of this kind behind ours; see `TokenLayer.join`."""
+        for ours, theirs in zip(self.token_layers, other.token_layers, strict=True):
+            ours.join(theirs)
 
     @property
     def nbytes(self) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 
 import torch
 from torch import Tensor
@@ -63,7 +63,6 @@ class Target:
         self.cache = TokenCache(model.config, policies, readers, stores)
         self.lengths: list[int] = []
 
-    @torch.inference_mode()
     def prefill(self, prompts: Sequence[Sequence[int]], chunk: int = 1024) -> Tensor:
         """Read the prompts; return the logits after each one's last token, (B, V).
 
@@ -79,6 +78,16 @@ class Target:
         InputError
             If a prompt is empty.
         """
+        reading = self.reading(prompts, chunk)
+        while True:
+            try:
+                next(reading)
+            except StopIteration as end:
+                return end.value
+
+    @torch.inference_mode()
+    def reading(self, prompts: Sequence[Sequence[int]], chunk: int) -> Generator[int, None, Tensor]:
+        """Read the prompts as `prefill` does, and let others run between passes: yields the tokens read so far."""
         lengths = [len(prompt) for prompt in prompts]
         if not prompts or min(lengths) == 0:
             raise InputError("a prompt has no tokens")
@@ -106,6 +115,8 @@ class Target:
                 if start < length <= stop:
                     last[row] = logits[row, ends.index(length - 1 - start)]
             self.cache.commit([range(min(max(length - start, 0), stop - start)) for length in lengths])
+            if stop < longest:
+                yield stop
         self.lengths = lengths
         return last
 
@@ -162,6 +173,15 @@ class Target:
         """Go on with these sequences only, in this order."""
         self.cache.select_rows(rows)
         self.lengths = [self.lengths[row] for row in rows]
+
+    @torch.inference_mode()
+    def join(self, other: Target) -> None:
+        """Append the sequences of another target of this model and these methods behind ours.
+
+        Neither may have rows that wait for a `commit`; the other is not used again.
+        """
+        self.cache.join(other.cache)
+        self.lengths = self.lengths + other.lengths
 
     @property
     def nbytes(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +14,41 @@ from tokenary.core.budget import Budget, Layers, spread
 from tokenary.core.method import Method
 from tokenary.core.token_map import Select, TokenMap
 from tokenary.hf.cache import TokenLayer
+
+T = TypeVar("T")
+
+
+class PerRow(dict[int, T], Generic[T]):
+    """What is remembered of each sequence of a batch, by its row; nothing of some of them."""
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep what belongs to these sequences, in this order."""
+        kept = {new: self[old] for new, old in enumerate(rows) if old in self}
+        self.clear()
+        self.update(kept)
+
+    def join(self, other: PerRow[T], rows: int) -> None:
+        """Append what belongs to other sequences behind our `rows` sequences."""
+        self.update({rows + row: value for row, value in other.items()})
+
+
+class RowState:
+    """State for every sequence of a batch: its attributes that are `PerRow` move with the sequences.
+
+    A class that remembers in another form overrides both methods.
+    """
+
+    def select_rows(self, rows: Sequence[int]) -> None:
+        """Keep the state of these sequences, in this order; none of them resets it."""
+        for value in vars(self).values():
+            if isinstance(value, PerRow):
+                value.select_rows(rows)
+
+    def join(self, other: Any, rows: int) -> None:
+        """Append the sequences of another one of this kind behind our `rows` sequences; the other is not used again."""
+        for name, value in vars(self).items():
+            if isinstance(value, PerRow):
+                value.join(vars(other)[name], rows)
 
 
 def recent_and_top(scores: Tensor, kept: int, window: int) -> Select:
@@ -56,6 +92,15 @@ class KeepPolicy(Method):
     def __init__(self, keep: Budget, layers: Layers = "uniform", interval: int = 16) -> None:
         self.keep, self.layers, self.interval = keep, layers, interval
 
+    def prepare(self, model: PreTrainedModel) -> None:
+        """Get ready for a model, once: load what was learnt for it. Most have nothing to do.
+
+        Raises
+        ------
+        UnsupportedModelError
+            If the method does not work with this model.
+        """
+
     @abstractmethod
     def layer(self, index: int) -> KeepLayer:
         """Return fresh state for one layer."""
@@ -74,7 +119,7 @@ class KeepPolicy(Method):
         return made
 
 
-class KeepLayer:
+class KeepLayer(RowState):
     """State of a keep policy in one layer, for every sequence of a batch; see `tokenary.hf.cache.LayerPolicy`.
 
     Subclasses implement `choose`; those that look at attention set `observes` and implement the two observers.
@@ -90,7 +135,7 @@ class KeepLayer:
 
     def __init__(self, policy: KeepPolicy) -> None:
         self.policy = policy
-        self._budget: dict[int, int | None] = {}
+        self._budget: PerRow[int | None] = PerRow()
 
     @abstractmethod
     def choose(self, row: int, held: int, kept: int) -> TokenMap:
@@ -132,10 +177,6 @@ class KeepLayer:
         kept = self._budget.get(row)
         return None if kept is None else max(1, kept + self.policy.interval - held)
 
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the state of these sequences, in this order; none of them resets it."""
-        self._budget = {new: self._budget[old] for new, old in enumerate(rows) if old in self._budget}
-
 
 class StorePolicy(Method):
     """Keeps every token, and stores the older ones in fewer bits: the prompt, then every `interval` new tokens.
@@ -162,7 +203,7 @@ class StorePolicy(Method):
         return [self.layer(index) for index in range(config.get_text_config(decoder=True).num_hidden_layers)]
 
 
-class StoreLayer:
+class StoreLayer(RowState):
     """State of a store policy in one layer, for every sequence of a batch; see `tokenary.hf.cache.LayerStore`.
 
     What is stored must follow from committed tokens alone, and be taken `interval` tokens at a time: then drafts change
@@ -205,16 +246,19 @@ class StoreLayer:
         """How many tokens may be committed before the next ones are stored."""
         return max(1, self.policy.interval - n_open)
 
-    @abstractmethod
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the state of these sequences, in this order; none of them resets it."""
-
 
 class ReadPolicy(Method):
     """Keeps everything and reads a part of it: for every query, the tokens that matter to it.
 
     A subclass names its options in ``__init__`` and implements `layer`; `prepare` sees the model first.
+
+    Attributes
+    ----------
+    extends_context : bool
+        Whether texts may be longer than the model has positions for.
     """
+
+    extends_context: bool = False
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Get ready for a model, once: read its rotation, load what was calibrated for it.
@@ -234,7 +278,7 @@ class ReadPolicy(Method):
         return [self.layer(index) for index in range(config.get_text_config(decoder=True).num_hidden_layers)]
 
 
-class ReadLayer:
+class ReadLayer(RowState):
     """State of a read policy in one layer, for every sequence of a batch; see `tokenary.hf.cache.LayerReader`.
 
     What is read must depend on the query, on tokens before it and on nothing else: never on the other new tokens of
@@ -253,6 +297,3 @@ class ReadLayer:
         self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor | None:
         """Attend to what matters; see `tokenary.hf.cache.LayerReader.attend`."""
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the state of these sequences, in this order; none of them resets it."""

@@ -35,7 +35,7 @@ from tokenary.core.budget import Budget, Layers
 from tokenary.core.card import Card
 from tokenary.core.seeding import substream
 from tokenary.core.token_map import Select
-from tokenary.memory.base import KeepLayer, KeepPolicy, recent_and_top
+from tokenary.memory.base import KeepLayer, KeepPolicy, PerRow, recent_and_top
 
 CARD = Card(
     slug="keyformer",
@@ -124,8 +124,8 @@ class KeyformerLayer(KeepLayer):
     def __init__(self, policy: Keyformer) -> None:
         super().__init__(policy)
         self.observes = policy.keep.ratio != 1
-        self._scores: dict[int, Tensor] = {}  # f of each sequence, (Hkv, held) float32
-        self._steps: dict[int, int] = {}  # generated tokens of each sequence that were observed
+        self._scores: PerRow[Tensor] = PerRow()  # f of each sequence, (Hkv, held) float32
+        self._steps: PerRow[int] = PerRow()  # generated tokens of each sequence that were observed
 
     @property
     def nbytes(self) -> int:
@@ -170,12 +170,6 @@ class KeyformerLayer(KeepLayer):
         chosen = recent_and_top(self._scores[row], kept, window)
         self._scores[row] = chosen.apply(self._scores[row], dim=-1)
         return chosen
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the state of these sequences, in this order."""
-        super().select_rows(rows)
-        self._scores = {new: self._scores[old] for new, old in enumerate(rows) if old in self._scores}
-        self._steps = {new: self._steps[old] for new, old in enumerate(rows) if old in self._steps}
 
     def _grown(self, row: int, kv_heads: int, held: int, device: torch.device) -> Tensor:
         """Copy the scores of a sequence, with zeros for its newest tokens, (Hkv, held)."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenary.core.laws import Make
+from tokenary.core.laws import Make, same_tokens
 from tokenary.core.seeding import substream
 from tokenary.core.tree import TokenTree
 from tokenary.hf.cache import TokenCache, TokenLayer
@@ -33,7 +33,14 @@ def cache_of(lm: LM, policy: Any | None) -> TokenCache:
     """Return a cache with a policy that keeps or stores, or a full one."""
     if isinstance(policy, StorePolicy):
         return TokenCache(lm.model.config, stores=policy.attach(lm.model.config))
-    return TokenCache(lm.model.config, None if policy is None else policy.attach(lm.model.config, lm.dtype))
+    return TokenCache(lm.model.config, None if policy is None else states_of(lm, policy))
+
+
+def states_of(lm: LM, policy: Any) -> list[Any]:
+    """Return fresh state of a keep policy for every layer, once it is ready for the model."""
+    policy.prepare(lm.model)
+    states: list[Any] = policy.attach(lm.model.config, lm.dtype)
+    return states
 
 
 def net_for(make: Make) -> LM:
@@ -76,19 +83,53 @@ def run(
         texts = [[*prompt, token] for prompt, token in zip(prompts, first, strict=True)]
         while min(len(text) - len(prompt) for text, prompt in zip(texts, prompts, strict=True)) < new:
             tree = TokenTree.roots([text[-1] for text in texts]) if draft is None else draft(texts)
-            choices = target.score(tree).argmax(-1).tolist()
-            paths = []
-            for row, text in enumerate(texts):
-                path = [0]
-                while (child := tree.child(row, path[-1], choices[row][path[-1]])) >= 0:
-                    path.append(child)
-                path = path[: target.room(row)]
-                text += [choices[row][node] for node in path]
-                paths.append(path)
-            target.commit(paths)
+            paths = advance(target, texts, tree)
             if after is not None:
                 after(target, [len(path) for path in paths])
     return [text[len(prompt) :][:new] for text, prompt in zip(texts, prompts, strict=True)]
+
+
+def advance(target: Target, texts: Sequence[list[int]], tree: TokenTree) -> list[list[int]]:
+    """Score a tree for each text, and append what was chosen on the accepted paths, which are returned."""
+    choices, paths = target.score(tree).argmax(-1).tolist(), []
+    for row, text in enumerate(texts):
+        path = [0]
+        while (child := tree.child(row, path[-1], choices[row][path[-1]])) >= 0:
+            path.append(child)
+        path = path[: target.room(row)]
+        text += [choices[row][node] for node in path]
+        paths.append(path)
+    target.commit(paths)
+    return paths
+
+
+def sequences_come_and_go(lm: LM, start: Callable[[], Target], new: int) -> None:
+    """Demand that sequences that join a running batch, and one that leaves, change nobody's tokens.
+
+    Every sequence is read in a target of its own, made by `start`. Drafts are verified, right and wrong ones.
+    """
+    plain = run(lm, None, RAGGED, new + 8, target=start())
+    truth = [prompt + ids for prompt, ids in zip(RAGGED, plain, strict=True)]
+    texts, batch, stream = [list(prompt) for prompt in RAGGED], list[int](), np.random.default_rng(1)
+    target, passes = start(), 0
+    with attached(lm.model):
+        while passes < 8 or any(len(texts[row]) < len(RAGGED[row]) + new for row in batch):
+            if passes in (0, 1, 4, 7):
+                newcomer = start() if batch else target
+                row = (0, 1, 4, 7).index(passes)
+                texts[row].append(int(newcomer.prefill([RAGGED[row]]).argmax()))
+                if batch:
+                    target.join(newcomer)
+                batch.append(row)
+            if passes == 5:
+                target.select_rows(list(range(1, len(batch))))
+                del batch[0]
+            tree = oracle([texts[row] for row in batch], [truth[row] for row in batch], stream)
+            advance(target, [texts[row] for row in batch], tree)
+            passes += 1
+    for row, prompt in enumerate(RAGGED):
+        found = texts[row][len(prompt) :][:new]
+        same_tokens([found], [plain[row][: len(found)]], f"sequence {row}, which {'joins' if row else 'leaves'}")
 
 
 def layers_of(target: Target) -> list[Any]:

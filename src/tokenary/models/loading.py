@@ -27,7 +27,8 @@ from tokenary.models.convert import convert, quiet
 from tokenary.models.fetch import get
 from tokenary.models.lm import LM
 from tokenary.models.midisim import MidisimConfig, MidisimModel
-from tokenary.models.text_diffusion.net import TextDiffusionConfig, TextDiffusionModel, load_tokenizer
+from tokenary.models.text_diffusion.net import TextDiffusionConfig, TextDiffusionModel
+from tokenary.models.text_diffusion.net import load_tokenizer as load_diffusion_tokenizer
 
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -100,7 +101,40 @@ def load(
     except UnknownNameError as error:
         error.args = (f"{error} (nor is it a file, a folder or a hub id org/name)",)
         raise
+    if entry.kind == "vision":
+        where = f"tokenary.models.{entry.name.replace('-', '_')}"
+        raise UnsupportedModelError(f"{entry.name} looks at pictures and is no language model: see {where}.load")
     return _from_folder(get(entry, progress), entry.name, entry.source, dtype, device)
+
+
+def load_tokenizer(name: str | os.PathLike[str]) -> PreTrainedTokenizerBase | None:
+    """Load the tokenizer of a model, not its weights; None where the model has none.
+
+    Parameters
+    ----------
+    name : str or path
+        As `load` takes it; a model that is not on this machine is fetched.
+
+    Raises
+    ------
+    UnknownNameError, InputError, FetchError
+        As `load` does.
+    """
+    text = os.fspath(name)
+    path = Path(text).expanduser()
+    if path.is_dir():
+        folder = path
+    elif path.is_file():
+        folder = convert(path, "gguf", sha256_of(path))
+    elif path.is_absolute() or text.startswith((".", "~")) or path.suffix == ".gguf":
+        raise InputError(f"no such file or folder: {text}")
+    else:
+        folder = _snapshot(text) if _HUB_ID.fullmatch(text) else get(find(text), progress=False)
+    try:
+        with quiet():
+            return _tokenizer(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{text}: its tokenizer cannot be loaded: {one_line(error)}") from error
 
 
 def _device(device: str | torch.device | None) -> torch.device:
@@ -194,7 +228,7 @@ def _tokenizer(folder: Path) -> PreTrainedTokenizerBase | None:
         return None
     kind = _model_type(folder)
     if kind == TextDiffusionConfig.model_type:
-        return load_tokenizer(folder / "tokenizer.json")
+        return load_diffusion_tokenizer(folder / "tokenizer.json")
     if kind in _OURS:
         return PreTrainedTokenizerFast.from_pretrained(folder)
     return AutoTokenizer.from_pretrained(folder, local_files_only=True)

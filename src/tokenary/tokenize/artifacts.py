@@ -7,6 +7,10 @@ word at most in the white space around it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numba
+import numpy as np
 import regex
 
 from tokenary.core.encodings import ODD, Pieces, alternatives, classify
@@ -27,6 +31,34 @@ def lossy_strings(tokenizer: TextTokenizer) -> list[str]:
     """Return those of a few odd strings that do not come back from encoding and decoding."""
     decoded = tokenizer.decode_batch(tokenizer.encode_batch(ODD))
     return [text for text, back in zip(ODD, decoded, strict=True) if text != back]
+
+
+def faults(tokenizer: TextTokenizer, texts: Sequence[str], rows: Sequence[np.ndarray]) -> list[tuple[str, str]]:
+    """Return the texts that their ids do not come back as, and what comes back.
+
+    Where a tokenizer decodes by joining bytes and they are those of the text, nothing need be decoded.
+    """
+    left = list(range(len(texts)))
+    if tokenizer.spelling is not None:
+        data, ends = tokenizer.spelling
+        left = [i for i in left if not _spells(rows[i], data, ends, np.frombuffer(texts[i].encode(), np.uint8))]
+    decoded = tokenizer.decode_batch([rows[i] for i in left])
+    return [(texts[i], back) for i, back in zip(left, decoded, strict=True) if texts[i] != back]
+
+
+@numba.njit(cache=True, nogil=True)
+def _spells(ids: np.ndarray, data: np.ndarray, ends: np.ndarray, text: np.ndarray) -> bool:
+    """Whether the bytes of tokens, none of them empty, are those of a text."""
+    at = 0
+    for id in ids:
+        start = ends[id - 1] if id else 0
+        if start == ends[id] or at + ends[id] - start > len(text):
+            return False
+        for place in range(start, ends[id]):
+            if data[place] != text[at]:
+                return False
+            at += 1
+    return at == len(text)
 
 
 def unreachable(tokenizer: TextTokenizer) -> dict[str, list[int]]:

@@ -18,11 +18,12 @@ import regex
 
 from tokenary.core.encodings import CLASSES
 from tokenary.core.errors import InputError
-from tokenary.tokenize.artifacts import LONGEST, WORD, exposure, lossy_strings, unreachable
+from tokenary.tokenize.artifacts import LONGEST, WORD, exposure, faults, lossy_strings, unreachable
 from tokenary.tokenize.base import EncodedText, Measure, TextTokenizer
 from tokenary.tokenize.corpus import Part, Skipped, read
 
-_WORDS = regex.compile(r"[\p{L}\p{M}\p{N}]+(?:['’\-][\p{L}\p{M}\p{N}]+)*")
+_IN_WORD = regex.compile(r"[\p{L}\p{M}\p{N}]")
+_JOINERS = "'’-"  # inside a word
 _LETTER = regex.compile(r"\p{L}")
 _UNSPACED = regex.compile(r"[\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}]")
 EXAMPLES = 5  # faults that are shown
@@ -146,30 +147,38 @@ def count_part(work: Work) -> Counted:
 
 
 def _describe(texts: Sequence[str], skipped: Skipped) -> Text:
-    points = np.bincount(np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32))
-    found = [(chr(point), int(points[point])) for point in np.flatnonzero(points)]
+    points = np.frombuffer("\n".join(texts).encode("utf-32-le"), np.uint32)
+    counts = np.bincount(points)
+    found = [(chr(point), int(counts[point])) for point in np.flatnonzero(counts)]
     return Text(
         texts=len(texts),
         nbytes=sum(len(text.encode()) for text in texts),
         chars=sum(map(len, texts)),
-        words=sum(len(_WORDS.findall(text)) for text in texts),
+        words=_words(points, [char for char, _ in found]),
         letters=sum(count for char, count in found if _LETTER.match(char)),
         unspaced=sum(count for char, count in found if _UNSPACED.match(char)),
         skipped=skipped,
     )
 
 
+def _words(points: np.ndarray, chars: Sequence[str]) -> int:
+    """Count the words among code points, given the different ones: runs of letters and digits, less those joined."""
+    if not len(points):
+        return 0
+    kinds = np.zeros(ord(chars[-1]) + 1, np.uint8)
+    for char in chars:
+        kinds[ord(char)] = 1 if _IN_WORD.match(char) else 2 * (char in _JOINERS)
+    kind = kinds[points]
+    inside = kind == 1
+    begun = np.count_nonzero(inside[1:] & ~inside[:-1])
+    joined = np.count_nonzero((kind[1:-1] == 2) & inside[:-2] & inside[2:])
+    return int(inside[0]) + int(begun) - int(joined)
+
+
 def _basics(tokenizer: TextTokenizer, encoded: Sequence[EncodedText]) -> Basics:
-    decoded = tokenizer.decode_batch([text.ids for text in encoded])
-    faults = [(text.text, back) for text, back in zip(encoded, decoded, strict=True) if text.text != back]
+    found = faults(tokenizer, [text.text for text in encoded], [text.ids for text in encoded])
     unknown = 0 if tokenizer.unk_id is None else sum(int((text.ids == tokenizer.unk_id).sum()) for text in encoded)
-    words: set[str] = set()
-    for text in encoded:
-        for match in WORD.finditer(text.text):
-            if len(words) == ARTIFACT_WORDS:
-                break
-            words.add(match.group())
-    looked = sorted(word for word in words if len(word.encode()) <= LONGEST)
+    looked = sorted(word for word in _some_words(encoded) if len(word.encode()) <= LONGEST)
     exposed = [0] * len(CLASSES)
     # Where a tokenizer puts a space before every text, a word brings none of its own.
     asked = [word.removeprefix(" ") for word in looked] if tokenizer.adds_space else looked
@@ -180,11 +189,22 @@ def _basics(tokenizer: TextTokenizer, encoded: Sequence[EncodedText]) -> Basics:
     return Basics(
         tokens=sum(len(text.ids) for text in encoded),
         unknown=unknown,
-        faults=len(faults),
-        examples=tuple(sorted({_difference(text, back) for text, back in faults})[:EXAMPLES]),
+        faults=len(found),
+        examples=tuple(sorted({_difference(text, back) for text, back in found})[:EXAMPLES]),
         words=len(looked),
         exposed=tuple(exposed),
     )
+
+
+def _some_words(encoded: Sequence[EncodedText]) -> set[str]:
+    """The first different words, `ARTIFACT_WORDS` at most."""
+    words: set[str] = set()
+    for text in encoded:
+        for word in WORD.findall(text.text):
+            if len(words) == ARTIFACT_WORDS:
+                return words
+            words.add(word)
+    return words
 
 
 def _difference(text: str, back: str) -> tuple[str, str]:

@@ -72,6 +72,7 @@ class TextTokenizer:
         added = self.tokenizer.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._added = {i: token.content for i, token in added.items()}
+        self._bytes: dict[int, bytes] = {}
         self._vocab = self.tokenizer.get_vocab(with_added_tokens=True)
         self.vocab_size = len(self._vocab)
         if not self.vocab_size:
@@ -159,12 +160,28 @@ class TextTokenizer:
 
     def token_bytes(self, id: int) -> bytes:
         """Return the bytes that a token stands for: a space for ``▁``, one byte for ``<0x0A>``, UTF-8 else."""
+        found = self._bytes.get(id)
+        if found is None:
+            found = self._bytes[id] = self._spell(id)
+        return found
+
+    def _spell(self, id: int) -> bytes:
         piece = self.piece(id)
         if id in self._added and (id in self.special_ids or self.alphabet == "byte-level"):
             return self._added[id].encode()
         if self._prefix:  # WordPiece
             return piece.removeprefix(self._prefix).encode()
         return piece_bytes(piece, self.alphabet == "byte-level")
+
+    @functools.cached_property
+    def spelling(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The bytes (uint8) of all tokens, one after the other, and where each ends, by id; holes and added tokens are
+        empty. None where decoding is more than joining the bytes of tokens.
+        """
+        if (self.config.get("decoder") or {}).get("type") != "ByteLevel":
+            return None
+        tokens = [b"" if i in self._added else self.token_bytes(i) for i in range(self.id_limit)]
+        return np.frombuffer(b"".join(tokens), np.uint8), np.cumsum([len(token) for token in tokens])
 
     def to_json(self) -> str:
         """Return the ``tokenizer.json`` as it was loaded."""

@@ -43,7 +43,7 @@ def ray_engine(address: str | None = None, cpus: int | None = None) -> Engine:
     def engine(works: Sequence[Work], done: Callable[[int], None]) -> Iterator[Counted]:
         own = not ray.is_initialized()
         if own:
-            _start(ray, address, cpus)
+            connect(ray, address, cpus)
         log = logging.getLogger("ray.data")
         level = log.level
         log.setLevel(logging.CRITICAL)  # it tells of every start and end on stderr
@@ -59,7 +59,23 @@ def ray_engine(address: str | None = None, cpus: int | None = None) -> Engine:
     return engine
 
 
-def _start(ray: Any, address: str | None, cpus: int | None) -> None:
+def connect(ray: Any, address: str | None, cpus: int | None) -> None:
+    """Reach a cluster, or start one here.
+
+    Parameters
+    ----------
+    ray : module
+        Ray.
+    address : str or None
+        As in `ray_engine`.
+    cpus : int or None
+        Cores of the local cluster; all by default.
+
+    Raises
+    ------
+    TokenaryError
+        If the cluster cannot be reached.
+    """
     if address and ":" in address:  # Ray itself goes on trying for minutes
         host, _, port = address.removeprefix("ray://").rpartition(":")
         try:

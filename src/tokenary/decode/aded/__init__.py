@@ -124,7 +124,12 @@ class ADED(Proposer):
 
     def start(self, contexts: Sequence[Sequence[int]]) -> None:
         """Begin from the counted table, or from the shared one as it has become."""
-        self._drifts = [self._shared or Drift(self.store) for _ in contexts]
+        self._drifts = []
+        self.join(contexts)
+
+    def join(self, contexts: Sequence[Sequence[int]]) -> None:
+        """Go on with these sequences, each from the counted table."""
+        self._drifts += [self._shared or Drift(self.store) for _ in contexts]
 
     def propose(self, contexts: Sequence[Sequence[int]], nodes: int) -> TokenTree:
         """Let the table drift by one step, then search it."""

@@ -96,7 +96,12 @@ class TokenRecycling(Proposer):
 
     def start(self, contexts: Sequence[Sequence[int]]) -> None:
         """Begin with a new batch; what was learned stays."""
-        self._contexts = contexts
+        self._contexts = []
+        self.join(contexts)
+
+    def join(self, contexts: Sequence[Sequence[int]]) -> None:
+        """Go on with these sequences too."""
+        self._contexts, self._drawn = [*self._contexts, *contexts], []
         for prompt in contexts if self.prompt else ():
             for end in range(1, len(prompt)):
                 self.successors.lead(prompt[max(0, end - self.successors.context) : end], prompt[end])

@@ -134,6 +134,10 @@ class FASALayer(PartialLayer):
         if self._copy is not None:
             self._copy = self._copy[list(rows)] if rows else None
 
+    def join(self, other: FASALayer, rows: int) -> None:
+        """Let the next pass copy what it needs of all sequences anew."""
+        self._copy, self._copied = None, []
+
     def choose(self, layer: TokenLayer, query: Tensor, key: Tensor, seen: Seen, count: Tensor) -> Tensor:
         """Choose for every query head, by its dominant dimensions."""
         if not self._union.numel():

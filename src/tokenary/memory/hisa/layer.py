@@ -61,6 +61,11 @@ class HisaLayer(PartialLayer):
             self._indices.append(index)
             taken.add(row)
 
+    def join(self, other: HisaLayer, rows: int) -> None:
+        """Append the indices of the sequences of another one behind those of ours."""
+        self._indices += [self._empty(None) for _ in range(rows - len(self._indices))]
+        self._indices += other._indices
+
     def attend(
         self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor | None:

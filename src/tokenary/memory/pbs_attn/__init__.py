@@ -167,3 +167,8 @@ class PBSLayer(ReadLayer):
         """Forget the counts when no sequence is left."""
         if not rows:
             self.computed = self.causal = 0
+
+    def join(self, other: PBSLayer, rows: int) -> None:
+        """Add the counts of other prompts."""
+        self.computed += other.computed
+        self.causal += other.causal

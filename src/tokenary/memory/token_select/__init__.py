@@ -75,6 +75,7 @@ class TokenSelect(PartialRead):
     """
 
     rotation: Rotation
+    extends_context = True
 
     def __init__(
         self,

@@ -38,6 +38,10 @@ class TokenSelectLayer(PartialLayer):
         """Keep the state of these sequences, in this order."""
         self.cache.select_rows(rows)
 
+    def join(self, other: TokenSelectLayer, rows: int) -> None:
+        """Append the sequences of another one behind ours."""
+        self.cache.join(other.cache, rows)
+
     def attend(
         self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> Tensor:

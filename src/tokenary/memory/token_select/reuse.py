@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from tokenary.hf.cache import TokenLayer
+from tokenary.memory.base import PerRow, RowState
 
 
 @dataclass
@@ -42,7 +43,7 @@ class _Pass:
     entries: list[Entry | None]
 
 
-class SelectionCache:
+class SelectionCache(RowState):
     """The last choice of every sequence of a batch, in one layer.
 
     Parameters
@@ -59,8 +60,8 @@ class SelectionCache:
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
         self.chosen = self.reused = 0
-        self._last: dict[int, Entry | None] = {}
-        self._passes: dict[int, _Pass] = {}
+        self._last: PerRow[Entry | None] = PerRow()
+        self._passes: PerRow[_Pass] = PerRow()
 
     @property
     def nbytes(self) -> int:
@@ -76,7 +77,7 @@ class SelectionCache:
                 assert layer.storage is not None
                 node = _walk(waiting, layer.storage[0, row, 0, waiting.before : waiting.before + taken])
                 self._last[row] = None if node is None else waiting.entries[node]
-        self._passes = {}
+        self._passes.clear()
 
     def entry(self, base: Entry | None, fingerprint: Tensor) -> Entry:
         """Return the entry of a query that follows `base`: the same, or a new one that has yet to choose."""
@@ -118,11 +119,6 @@ class SelectionCache:
             entries.append(self.entry(base, fingerprints[node]) if asks[node] else base)
         self._passes[row] = _Pass(layer.committed[row], parents, keys.clone(), entries)
         return entries
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the entries of these sequences, in this order."""
-        self._last = {new: self._last[old] for new, old in enumerate(rows) if old in self._last}
-        self._passes = {new: self._passes[old] for new, old in enumerate(rows) if old in self._passes}
 
 
 def parents_of(ancestors: Tensor) -> list[int]:

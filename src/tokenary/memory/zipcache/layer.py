@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from tokenary.memory.base import StoreLayer, StorePolicy
+from tokenary.memory.base import PerRow, StoreLayer, StorePolicy
 from tokenary.memory.zipcache.quantizers import Scheme
 from tokenary.memory.zipcache.saliency import Chooser
 from tokenary.memory.zipcache.segment import Segment, attend
@@ -53,7 +52,7 @@ class ZipLayer(StoreLayer):
         super().__init__(policy)
         self.bits, self.schemes, self.chooser = bits, schemes, chooser
         self.observes = chooser.asks
-        self._rows: dict[int, Row] = {}
+        self._rows: PerRow[Row] = PerRow()
 
     @property
     def nbytes(self) -> int:
@@ -129,7 +128,3 @@ class ZipLayer(StoreLayer):
         """Attend to what is stored, in the form it is stored in, and to open tokens."""
         segments = self._rows.get(row, Row()).segments
         return attend(segments, query, keys, values, mask, scale)
-
-    def select_rows(self, rows: Sequence[int]) -> None:
-        """Keep the state of these sequences, in this order."""
-        self._rows = {new: self._rows[old] for new, old in enumerate(rows) if old in self._rows}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
+import numba
 import numpy as np
 import torch
 
+from tokenary.core.errors import InputError
 from tokenary.core.token_map import Segment
 from tokenary.tokenize.dynamic_tokenization.pairs import Pairs
-from tokenary.tokenize.dynamic_tokenization.rules import PairRules
+from tokenary.tokenize.dynamic_tokenization.rules import NEVER, PairRules
 
 
 @dataclass(frozen=True)
@@ -38,35 +41,36 @@ class Merged:
 
     def parts(self, id: int) -> tuple[int, ...]:
         """Return the original tokens that a token is made of."""
-        return tuple(self._undone([id], 0))
+        found, _ = _undone(np.array([id]), self._pairs, self.base, self.base, self._widths)
+        return tuple(found.tolist())
 
     def original(self) -> list[list[int]]:
         """Return the batch as it was."""
-        return [self._undone(row, 0) for row in self.rows]
+        return self._rows(0)
 
     def after(self, merges: int) -> Merged:
         """Return the batch as it was after the first so many merges."""
-        rows = [self._undone(row, merges) for row in self.rows]
-        return Merged(rows, self.base, self.pairs[:merges], self.lengths[: merges + 1])
+        return Merged(self._rows(merges), self.base, self.pairs[:merges], self.lengths[: merges + 1])
 
-    def _undone(self, row: Sequence[int], merges: int) -> list[int]:
+    def _rows(self, merges: int) -> list[list[int]]:
         """Undo all merges but the first `merges`."""
-        found, stack = [], list(reversed(row))
-        while stack:
-            id = stack.pop()
-            if id < self.base + merges:
-                found.append(id)
-            else:
-                left, right = self.pairs[id - self.base]
-                stack += (right, left)
-        return found
+        lengths, first = [len(row) for row in self.rows], self.base + merges
+        flat = np.fromiter(itertools.chain.from_iterable(self.rows), np.int64, sum(lengths))
+        found, places = _undone(flat, self._pairs, self.base, first, _widths(self._pairs, self.base, first))
+        return _cut(found, places[np.cumsum([0, *lengths])])
+
+    @cached_property
+    def _pairs(self) -> np.ndarray:
+        return np.array(self.pairs, np.int64).reshape(-1, 2)
+
+    @cached_property
+    def _widths(self) -> np.ndarray:
+        return _widths(self._pairs, self.base, self.base)
 
     @cached_property
     def sizes(self) -> list[list[int]]:
         """Original tokens of every token."""
-        merged: list[int] = []
-        for pair in self.pairs:
-            merged.append(sum(merged[id - self.base] if id >= self.base else 1 for id in pair))
+        merged = self._widths.tolist()
         return [[merged[id - self.base] if id >= self.base else 1 for id in row] for row in self.rows]
 
     def first(self, values: Sequence[Sequence[Any]]) -> list[list[Any]]:
@@ -101,31 +105,69 @@ def merge_batch(rows: Sequence[Sequence[int]], rules: PairRules, merges: int | N
         Which pairs may merge.
     merges : int, optional
         Most merges; without it, until no pair is left that may merge.
+
+    Raises
+    ------
+    InputError
+        An id that the tokenizer does not have would be taken for a merged token.
     """
     base, lengths = rules.tokenizer.id_limit, [len(row) for row in rows]
-    flat = np.fromiter((id for row in rows for id in row), np.int64, sum(lengths))
+    flat = np.fromiter(itertools.chain.from_iterable(rows), np.int64, sum(lengths))
+    if len(flat) and flat.max() >= base:
+        raise InputError(f"{rules.tokenizer.name} has no token {flat.max()}: its ids end at {base - 1}")
     ids, symbols = np.unique(flat, return_inverse=True)  # the first symbols; every merge adds one
     data = [rules.bytes_of(id) for id in ids.tolist()]
-    pairs = Pairs(symbols, lengths, [rules.kind(token) for token in data])
-    made: list[tuple[int, int]] = []
-    curve = [len(flat)]
-    while merges is None or len(made) < merges:
-        found = pairs.best()
-        if found is None:
-            break
-        left, right = found
-        if not rules.allows(data[left], data[right]):
-            continue  # it is not asked for again
-        data.append(data[left] + data[right])
-        made.append(found)
-        curve.append(curve[-1] - pairs.merge(rules.kind(data[-1])))
-    id_of = [*ids.tolist(), *range(base, base + len(made))]
+    text = b"".join([data[symbol] for symbol in symbols.tolist()])
+    pairs = Pairs(symbols, lengths, [rules.kind(token) for token in data], [len(token) for token in data], rules.asks)
+    most, answer = len(flat) if merges is None else merges, NEVER
+    while (question := pairs.run(most, answer))[2]:
+        begin, border, end = question
+        answer = rules.join(text[begin:border], text[border:end])
+    lefts, rights, times = pairs.made.T
+    id_of = np.concatenate([ids, base + np.arange(len(times))])
+    kept = pairs.symbols >= 0
+    places = np.cumsum([0, *lengths])
     return Merged(
-        [[id_of[symbol] for symbol in row if symbol >= 0] for row in pairs.rows()],
+        _cut(id_of[pairs.symbols[kept]], np.concatenate([[0], np.cumsum(kept)])[places]),
         base,
-        [(id_of[left], id_of[right]) for left, right in made],
-        curve,
+        list(zip(id_of[lefts].tolist(), id_of[rights].tolist(), strict=True)),
+        (len(flat) - np.concatenate([[0], np.cumsum(times)])).tolist(),
     )
+
+
+def _cut(flat: np.ndarray, places: np.ndarray) -> list[list[int]]:
+    """Cut one row into many, at ascending places."""
+    ids = flat.tolist()
+    return [ids[start:stop] for start, stop in itertools.pairwise(places.tolist())]
+
+
+@numba.njit(cache=True)
+def _widths(pairs: np.ndarray, base: int, first: int) -> np.ndarray:
+    """Tokens that every merged one becomes where all from id `first` on are taken apart: (M,) of pairs (M, 2)."""
+    widths = np.ones(len(pairs), np.int64)
+    for n in range(first - base, len(pairs)):
+        widths[n] = 0
+        for part in pairs[n]:
+            widths[n] += widths[part - base] if part >= base else 1
+    return widths
+
+
+@numba.njit(cache=True)
+def _undone(
+    ids: np.ndarray, pairs: np.ndarray, base: int, first: int, widths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Take ids from `first` on apart; return what comes out, and where each id begins there and all end."""
+    places = np.zeros(len(ids) + 1, np.int64)
+    for n in range(len(ids)):
+        places[n + 1] = places[n] + (widths[ids[n] - base] if ids[n] >= base else 1)
+    found = np.empty(places[-1], np.int64)
+    found[places[:-1]] = ids
+    for at in range(len(found)):
+        while found[at] >= first:
+            left, right = pairs[found[at] - base]
+            found[at] = left
+            found[at + (widths[left - base] if left >= base else 1)] = right
+    return found, places
 
 
 def merges_for(lengths: Sequence[int], share: float) -> int:

@@ -1,22 +1,18 @@
-"""The pairs of neighbours in a batch: how often each occurs and where, kept up to date while they are merged.
-
-The batch is a linked list of tokens, and the places of every pair are a linked list through it, so that a merge touches
-its own occurrences and their neighbours only: all merges together cost time in proportion to the tokens that they join.
-"""
+"""The pairs of neighbours in a batch: how often each occurs and where, kept up to date while they are merged."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numba
 import numpy as np
 
-from tokenary.tokenize.dynamic_tokenization.rules import NEVER, SOLID, SPACED
+from tokenary.tokenize.dynamic_tokenization.heap import COUNT, HEAD, LEFT, RIGHT, pop, push
+from tokenary.tokenize.dynamic_tokenization.places import SYMBOL, find, merge
+from tokenary.tokenize.dynamic_tokenization.rules import NEVER, UNKNOWN, joined
 
-# Rows of the table of tokens, and of that of pairs; -1 stands for none.
-SYMBOL, BEFORE, AFTER, PAIR, PREVIOUS, NEXT = range(6)
-LEFT, RIGHT, COUNT, HEAD, TAIL = range(5)
+# What is counted: merges, pairs that were ever known, pairs in the heap; and the pair that is asked about.
+MERGES, USED, WAITING, ASKED = range(4)
 
 
 class Pairs:
@@ -28,186 +24,104 @@ class Pairs:
         (N,) the batch, row after row, in symbols from 0 on.
     lengths : sequence of int
         Of the rows.
-    kinds : sequence of int
-        `PairRules.kind` of every symbol.
+    kinds, sizes : sequence of int
+        `PairRules.kind` and bytes of every symbol.
+    asks : bool
+        `PairRules.asks`.
     """
 
-    def __init__(self, symbols: np.ndarray, lengths: Sequence[int], kinds: Sequence[int]) -> None:
-        size = len(symbols)
-        self.lengths, self.symbols = lengths, len(kinds)
-        self._kinds = np.zeros(len(kinds) + size, np.uint8)
-        self._kinds[: len(kinds)] = kinds
-        self._tokens = np.full((6, size), -1, np.int32)
-        self._tokens[SYMBOL] = symbols
-        starts = np.zeros(size + 1, bool)
-        starts[np.cumsum([0, *lengths])] = True
-        inside = np.flatnonzero(~starts[1:-1])  # places with a neighbour behind
-        self._tokens[AFTER, inside], self._tokens[BEFORE, inside + 1] = inside + 1, inside
-        left, right = symbols[inside], symbols[inside + 1]
-        free = ~_refused(self._kinds[left], self._kinds[right])
-        keys, numbers = np.unique(left[free] * len(kinds) + right[free], return_inverse=True)
-        self._pairs = np.full((5, len(keys) + 2 * size), -1, np.int32)  # each merged place opens two pairs at most
-        self._pairs[COUNT] = 0
-        self._pairs[LEFT, : len(keys)], self._pairs[RIGHT, : len(keys)] = keys // len(kinds), keys % len(kinds)
-        _attach_all(inside[free], numbers, self._tokens, self._pairs)
-        self._seen = np.full((2, len(self._kinds)), -1, np.int32)
-        self._heap = np.empty((2, self._pairs.shape[1]), np.int64)
-        self._used, self._best = len(keys), -1
-        self._waiting = _push_all(0, self._used, self._pairs, self._heap, 0)
+    def __init__(
+        self, symbols: np.ndarray, lengths: Sequence[int], kinds: Sequence[int], sizes: Sequence[int], asks: bool
+    ) -> None:
+        size, first = len(symbols), len(kinds)
+        self._tokens = np.full((size, 6), -1, np.int32)
+        self._tokens[:, SYMBOL] = symbols
+        pairs = np.empty((3 * size, 5), np.int32)  # each merged place opens two pairs at most
+        all_kinds, all_sizes = np.zeros(first + size, np.int8), np.zeros(first + size, np.int32)
+        all_kinds[:first], all_sizes[:first] = kinds, sizes
+        offsets = np.cumsum(all_sizes[symbols]) - all_sizes[symbols]  # of every token, in bytes
+        self._made = np.empty((size, 3), np.int32)  # of every merge: left, right, and how often
+        seen = np.full((2, first + size), -1, np.int32)
+        ends = np.zeros(size + 1, bool)
+        ends[np.cumsum([0, *lengths])] = True
+        used = find(ends[1:], self._tokens, pairs, all_kinds, all_sizes, asks)
+        heap = np.empty((used + 2 * size, 2), np.int64)
+        self._state = np.array([0, used, 0, -1])
+        _push_new(0, pairs, heap, self._state)
+        tables = (self._tokens, pairs, heap, all_kinds, all_sizes, seen, self._made, offsets, self._state)
+        self._tables = (first, asks, *tables)
 
-    def best(self) -> tuple[int, int] | None:
-        """Return the most frequent pair that was not returned yet, the first in the batch on a tie; None at the end."""
-        self._best, self._waiting = _next(self._pairs, self._heap, self._waiting)
-        if self._best < 0:
-            return None
-        left, right = self._pairs[:2, self._best].tolist()
-        return left, right
+    def run(self, most: int, answer: int) -> tuple[int, int, int]:
+        """Merge the most frequent pair, the first in the batch on a tie, again and again, until a question comes up.
 
-    def merge(self, kind: int) -> int:
-        """Make a new symbol of the pair that was returned last, everywhere from left to right; return how often."""
-        new, first = self.symbols, self._used
-        self._kinds[new] = kind
-        self.symbols += 1
-        done, self._used = _merge(self._best, new, first, self._tokens, self._pairs, self._kinds, self._seen)
-        self._waiting = _push_all(first, self._used, self._pairs, self._heap, self._waiting)
-        return done
+        Parameters
+        ----------
+        most : int
+            Most merges, those of earlier calls included.
+        answer : int
+            To the question that was returned last, what `PairRules.join` says.
 
-    def rows(self) -> Iterator[list[int]]:
-        """Yield the symbols of each row, -1 where one was taken into the one before."""
-        symbols, at = self._tokens[SYMBOL].tolist(), 0
-        for length in self.lengths:
-            yield symbols[at : at + length]
-            at += length
+        Returns
+        -------
+        tuple of int
+            Where in the bytes of the batch the left token begins, the right one begins, and ends; zeros at the end.
+        """
+        return _run(most, answer, *self._tables)
 
+    @property
+    def made(self) -> np.ndarray:
+        """Left symbol, right symbol and occurrences of every merge, in order: (M, 3) int32."""
+        return self._made[: self._state[MERGES]]
 
-@numba.njit(cache=True)
-def _merge(
-    pair: int, new: int, used: int, tokens: np.ndarray, pairs: np.ndarray, kinds: np.ndarray, seen: np.ndarray
-) -> tuple[int, int]:
-    """Merge a pair everywhere, from left to right; return how often, and how many pairs are known then.
-
-    ``seen`` (2, symbols) numbers the pairs of a symbol before the new one, and behind it; it is left as it was.
-    """
-    symbol, first, done = tokens[SYMBOL], used, 0
-    while pairs[HEAD, pair] >= 0:
-        at = pairs[HEAD, pair]
-        taken, before = tokens[AFTER, at], tokens[BEFORE, at]
-        after = tokens[AFTER, taken]
-        for place in (before, at, taken):
-            _detach(place, tokens, pairs)
-        symbol[at], symbol[taken], tokens[AFTER, at] = new, -1, after
-        if after >= 0:
-            tokens[BEFORE, after] = at
-        for side, place, other in ((0, before, before), (1, at, after)):
-            if other < 0:
-                continue
-            known = symbol[other]
-            left, right = (known, new) if side == 0 else (new, known)
-            if _refused_fast(kinds[left], kinds[right]):
-                continue
-            if seen[side, known] < 0:
-                seen[side, known] = used
-                pairs[LEFT, used], pairs[RIGHT, used] = left, right
-                used += 1
-            _attach(place, seen[side, known], tokens, pairs)
-        done += 1
-    for number in range(first, used):
-        side = 0 if pairs[RIGHT, number] == new else 1
-        seen[side, pairs[side, number]] = -1
-    return done, used
-
-
-def _refused(left: Any, right: Any) -> Any:
-    """Whether two kinds never merge: a special token, or white space inside."""
-    return (((left | right) & NEVER) != 0) | (((left & SOLID) != 0) & ((right & SPACED) != 0))
-
-
-_refused_fast = numba.njit(cache=True)(_refused)
+    @property
+    def symbols(self) -> np.ndarray:
+        """The batch (N,) int32 as it is now, -1 where a token was taken into the one before."""
+        return self._tokens[:, SYMBOL]
 
 
 @numba.njit(cache=True)
-def _attach_all(places: np.ndarray, numbers: np.ndarray, tokens: np.ndarray, pairs: np.ndarray) -> None:
-    for n in range(len(places)):
-        _attach(places[n], numbers[n], tokens, pairs)
+def _run(
+    most: int,
+    answer: int,
+    first: int,
+    asks: bool,
+    tokens: np.ndarray,
+    pairs: np.ndarray,
+    heap: np.ndarray,
+    kinds: np.ndarray,
+    sizes: np.ndarray,
+    seen: np.ndarray,
+    made: np.ndarray,
+    offsets: np.ndarray,
+    state: np.ndarray,
+) -> tuple[int, int, int]:
+    """Merge until there were `most` merges, no pair is left, or one must be asked about; see `Pairs.run`."""
+    pair, kind = state[ASKED], answer
+    state[ASKED] = -1
+    while True:
+        if pair >= 0 and not kind & NEVER:
+            left, right = pairs[pair, LEFT], pairs[pair, RIGHT]
+            number, known = state[MERGES], state[USED]
+            new = first + number
+            kinds[new], sizes[new] = kind, sizes[left] + sizes[right]
+            done, state[USED] = merge(pair, new, known, asks, tokens, pairs, kinds, sizes, seen)
+            made[number, LEFT], made[number, RIGHT], made[number, COUNT] = left, right, done
+            state[MERGES] += 1
+            _push_new(known, pairs, heap, state)
+        if state[MERGES] >= most:
+            return 0, 0, 0
+        pair, state[WAITING] = pop(pairs, heap, state[WAITING])
+        if pair < 0:
+            return 0, 0, 0
+        left, right = pairs[pair, LEFT], pairs[pair, RIGHT]
+        kind = joined(kinds[left], kinds[right], asks)
+        if kind == UNKNOWN:
+            state[ASKED] = pair
+            begin = offsets[pairs[pair, HEAD]]
+            return begin, begin + sizes[left], begin + sizes[left] + sizes[right]
 
 
 @numba.njit(cache=True)
-def _attach(place: int, pair: int, tokens: np.ndarray, pairs: np.ndarray) -> None:
-    """Add a place behind the others of a pair."""
-    last = pairs[TAIL, pair]
-    tokens[PAIR, place], tokens[PREVIOUS, place], tokens[NEXT, place] = pair, last, -1
-    if last < 0:
-        pairs[HEAD, pair] = place
-    else:
-        tokens[NEXT, last] = place
-    pairs[TAIL, pair] = place
-    pairs[COUNT, pair] += 1
-
-
-@numba.njit(cache=True)
-def _detach(place: int, tokens: np.ndarray, pairs: np.ndarray) -> None:
-    """Take a place out of its pair, if it begins one."""
-    if place < 0 or tokens[PAIR, place] < 0:
-        return
-    pair, last, following = tokens[PAIR, place], tokens[PREVIOUS, place], tokens[NEXT, place]
-    if last < 0:
-        pairs[HEAD, pair] = following
-    else:
-        tokens[NEXT, last] = following
-    if following < 0:
-        pairs[TAIL, pair] = last
-    else:
-        tokens[PREVIOUS, following] = last
-    pairs[COUNT, pair] -= 1
-    tokens[PAIR, place] = -1
-
-
-# ------------------------------------------------------------------------------ the heap (2, P): rank and pair
-
-
-@numba.njit(cache=True)
-def _rank(pair: int, pairs: np.ndarray) -> int:
-    """Lowest for the most frequent pair, then for the one that stands first; above 0 for one that is gone."""
-    return pairs[HEAD, pair] - pairs[COUNT, pair] * 4294967296 if pairs[COUNT, pair] else 1
-
-
-@numba.njit(cache=True)
-def _push_all(first: int, end: int, pairs: np.ndarray, heap: np.ndarray, size: int) -> int:
-    for pair in range(first, end):
-        size = _push(pair, pairs, heap, size)
-    return size
-
-
-@numba.njit(cache=True)
-def _push(pair: int, pairs: np.ndarray, heap: np.ndarray, size: int) -> int:
-    rank = _rank(pair, pairs)
-    if rank > 0:
-        return size
-    at = size
-    while at and heap[0, (at - 1) // 2] > rank:
-        heap[:, at] = heap[:, (at - 1) // 2]
-        at = (at - 1) // 2
-    heap[0, at], heap[1, at] = rank, pair
-    return size + 1
-
-
-@numba.njit(cache=True)
-def _next(pairs: np.ndarray, heap: np.ndarray, size: int) -> tuple[int, int]:
-    """Take the first pair out, -1 if none is left; one that lost occurrences meanwhile is put back behind others."""
-    while size:
-        rank, pair = heap[0, 0], heap[1, 0]
-        size -= 1
-        at = 0
-        while 2 * at + 1 < size:
-            child = 2 * at + 1
-            if child + 1 < size and heap[0, child + 1] < heap[0, child]:
-                child += 1
-            if heap[0, size] <= heap[0, child]:
-                break
-            heap[:, at] = heap[:, child]
-            at = child
-        heap[:, at] = heap[:, size]
-        if rank == _rank(pair, pairs):
-            return pair, size
-        size = _push(pair, pairs, heap, size)
-    return -1, 0
+def _push_new(first: int, pairs: np.ndarray, heap: np.ndarray, state: np.ndarray) -> None:
+    for pair in range(first, state[USED]):
+        state[WAITING] = push(pair, pairs, heap, state[WAITING])

@@ -14,9 +14,11 @@ compression are counted over the first `first_mb` of each file, one part of 4 Mi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -26,7 +28,7 @@ from pydantic import Field
 from tokenary.core.card import Card
 from tokenary.tokenize.base import EncodedText, Measure, TextTokenizer
 from tokenary.tokenize.tokenizer_information.compression import deflate, lz78_phrases, pack_fixed, pack_ranked, xz
-from tokenary.tokenize.tokenizer_information.grams import Grams, held_out, plug_in, sequential
+from tokenary.tokenize.tokenizer_information.grams import Grams, held_out, plug_in, sequential_orders
 
 CARD = Card(
     slug="tokenizer-information",
@@ -130,30 +132,40 @@ class TokenizerInformation(Measure):
         return Streams({name: self._stream(tokenizer, found) for name, found in sorted(by_language.items())})
 
     def _stream(self, tokenizer: TextTokenizer, texts: list[EncodedText]) -> Stream:
-        ids = np.concatenate([text.ids for text in texts])
+        counts = np.bincount(np.concatenate([text.ids for text in texts]))
+        used = np.flatnonzero(counts)
         data = [text.text.encode() for text in texts]
         first = [i for i, text in enumerate(texts) if text.offset < self.first]
         head = np.concatenate([texts[i].ids for i in first]) if first else np.zeros(0, np.int32)
-        sizes: dict[str, int] = {}
-        phrases: tuple[int, ...] = ()
-        if len(head) and self.compress != "none":
-            phrases = (lz78_phrases(head),)
-            if self.compress != "lz78":
-                raw = b"".join(data[i] for i in first)
-                fixed, ranked = pack_fixed(head, tokenizer.id_limit), pack_ranked(head)
-                types = len(np.unique(head))
-                table = -(-types * math.ceil(math.log2(tokenizer.id_limit)) // 8)
-                sizes = {"gzip_fixed": deflate(fixed), "gzip_ranked": deflate(ranked) + table} | raw_sizes(raw, False)
-                if self.compress == "xz":
-                    sizes |= {"xz_fixed": xz(fixed), "xz_ranked": xz(ranked) + table} | raw_sizes(raw, True)
+        with ThreadPoolExecutor() as pool:  # packing and parsing let others compute meanwhile
+            packs = len(head) > 0 and self.compress != "none"
+            phrases = [pool.submit(lz78_phrases, head)] if packs else []
+            sizes = self._sizes(tokenizer, head, b"".join(data[i] for i in first), pool) if packs else {}
+            grams = Grams.of([texts[i] for i in first], self.order)
         return Stream(
-            np.stack(np.unique(ids, return_counts=True)).astype(np.int64),
+            np.stack([used, counts[used]]),
             sum(map(len, data)),
             sum(len(data[i]) for i in first),
-            Grams.of([texts[i] for i in first], self.order),
-            sizes,
-            phrases,
+            grams,
+            {name: size.result() + more for name, (size, more) in sizes.items()},
+            tuple(found.result() for found in phrases),
         )
+
+    def _sizes(
+        self, tokenizer: TextTokenizer, ids: np.ndarray, raw: bytes, pool: Executor
+    ) -> dict[str, tuple[Future[int], int]]:
+        """Let ids and the text itself be packed: for each name a size that will be known, and what is added to it."""
+        if self.compress == "lz78":
+            return {}
+        fixed, ranked = pack_fixed(ids, tokenizer.id_limit), pack_ranked(ids)
+        types = int(np.count_nonzero(np.bincount(ids)))
+        table = -(-types * math.ceil(math.log2(tokenizer.id_limit)) // 8)
+        sizes = {}
+        for name, pack in (("gzip", deflate), ("xz", xz)) if self.compress == "xz" else (("gzip", deflate),):
+            sizes[f"{name}_fixed"] = pool.submit(pack, fixed), 0
+            sizes[f"{name}_ranked"] = pool.submit(pack, ranked), table
+            sizes[f"{name}_raw"] = pool.submit(raw_size, pack, raw), 0
+        return sizes
 
     def figures(self, tokenizer: TextTokenizer, counts: Streams) -> dict[str, Any]:
         """Return figures for each language and, as ``all``, for everything together."""
@@ -208,19 +220,18 @@ class TokenizerInformation(Measure):
         return found
 
     def _orders(self, tokenizer: TextTokenizer, stream: Stream) -> dict[str, dict[str, float | None]]:
-        found, n = {}, stream.grams.total
+        grams = dataclasses.replace(stream.grams)  # its levels go with it: they are larger than the counts
+        found, n = {}, grams.total
         if n == 0:
             return {}
-        upper = held_out(stream.grams, tokenizer.id_limit)
-        for order in range(1, self.order + 1):
-            grams = stream.grams.shorter(order)
-            bits = sequential(grams, tokenizer.id_limit)
+        upper = held_out(grams, tokenizer.id_limit)
+        for order, bits in enumerate(sequential_orders(grams, tokenizer.id_limit), start=1):
             found[str(order)] = {
                 "sequential": bits / n,
                 "bits_per_byte": bits / stream.first_nbytes,
                 "utilisation": bits / n / math.log2(tokenizer.vocab_size),
                 "held_out": None if upper is None else upper[order - 1],
-                "plug_in": plug_in(grams),
+                "plug_in": plug_in(grams, order),
             }
         return found
 
@@ -262,6 +273,6 @@ def vocabulary_bits(tokenizer: TextTokenizer) -> int:
 
 
 @functools.lru_cache(maxsize=4)
-def raw_sizes(data: bytes, slow: bool) -> dict[str, int]:
+def raw_size(pack: Callable[[bytes], int], data: bytes) -> int:
     """Compressed size of the text itself; remembered, for the next tokenizer of the same part."""
-    return {"xz_raw": xz(data)} if slow else {"gzip_raw": deflate(data)}
+    return pack(data)

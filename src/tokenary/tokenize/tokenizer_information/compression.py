@@ -30,10 +30,11 @@ def pack_fixed(ids: np.ndarray, vocab_size: int) -> bytes:
 
 def ranks(ids: np.ndarray) -> tuple[np.ndarray, int]:
     """Number ids by falling frequency (ties by id): the new ids, and how many there are."""
-    used, where, counts = np.unique(ids, return_inverse=True, return_counts=True)
-    rank = np.empty(len(used), np.int64)
-    rank[np.argsort(-counts, kind="stable")] = np.arange(len(used))
-    return rank[where].astype(np.int64), len(used)
+    counts = np.bincount(ids)
+    used = np.flatnonzero(counts)
+    rank = np.zeros(len(counts), np.int64)
+    rank[used[np.argsort(-counts[used], kind="stable")]] = np.arange(len(used))
+    return rank[ids], len(used)
 
 
 def pack_ranked(ids: np.ndarray) -> bytes:
@@ -96,7 +97,7 @@ def _three_bytes(number: np.ndarray, short: int) -> np.ndarray:
     return out[:n]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def lz78_phrases(ids: np.ndarray) -> int:
     """Parse into phrases, each the longest one seen plus one symbol (Ziv and Lempel 1978); count them, O(n)."""
     size = 16

@@ -19,6 +19,7 @@ are the best of a grid at each order, and their choice is charged.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import zlib
@@ -29,10 +30,33 @@ import numba
 import numpy as np
 
 from tokenary.tokenize.base import EncodedText
+from tokenary.tokenize.tokenizer_information.columns import group, sums
 
 DISCOUNTS = tuple(i / 10 for i in range(1, 10))
 CONCENTRATIONS = (0.0, 0.5, 2.0, 8.0, 32.0, 128.0, 512.0, 2048.0)
 MIX = 5.0  # lambda = n / (n + MIX) in the held-out mixture
+
+
+@dataclass(frozen=True)
+class Level:
+    """The different runs of one length that a table of longer ones ends in.
+
+    Attributes
+    ----------
+    first : ndarray
+        (m,) a column of the table for each run.
+    of : ndarray
+        (R,) the run that each column ends in, ascending.
+    counts : ndarray
+        (m,) tokens that end each run.
+    context : ndarray
+        (m,) number of what stands before the last token of each run.
+    """
+
+    first: np.ndarray
+    of: np.ndarray
+    counts: np.ndarray
+    context: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -42,7 +66,8 @@ class Grams:
     Attributes
     ----------
     runs : ndarray
-        (order, R) int32, ids plus one, 0 before the start of a text; columns ascending, each once.
+        (order, R) int32, ids plus one, 0 before the start of a text; columns ascending from the last token to the
+        first, each once.
     counts : ndarray
         (2, R) int64, for the two halves of the texts.
     """
@@ -55,19 +80,16 @@ class Grams:
         """Count the runs of some texts."""
         runs, half = [np.zeros((order, 0), np.int32)], [np.zeros(0, np.int8)]
         for text in texts:
-            padded = np.concatenate([np.zeros(order - 1, np.int32), text.ids + 1])
-            runs.append(np.stack([padded[i : i + len(text.ids)] for i in range(order)]).astype(np.int32))
+            padded = np.concatenate([np.zeros(order - 1, np.int32), text.ids + 1], dtype=np.int32)
+            runs.append(np.stack([padded[i : i + len(text.ids)] for i in range(order)]))
             half.append(np.full(len(text.ids), zlib.crc32(text.text.encode()) & 1, np.int8))
         stacked, side = np.concatenate(runs, axis=1), np.concatenate(half)
         return cls(stacked, np.stack([side == 0, side == 1]).astype(np.int64)).merged()
 
     def merged(self) -> Grams:
         """Sort the runs, and add up the counts of equal ones."""
-        first, where = group(self.runs)
-        counts = np.zeros((2, len(first)), np.int64)
-        for row, count in zip(counts, self.counts, strict=True):
-            np.add.at(row, where, count)
-        return Grams(self.runs[:, first], counts)
+        first, where = group(self.runs[::-1])
+        return Grams(self.runs[:, first], np.stack([sums(where, row, len(first)) for row in self.counts]))
 
     def __add__(self, other: Grams) -> Grams:
         if not other.runs.shape[1]:
@@ -82,49 +104,27 @@ class Grams:
         """Tokens that were counted."""
         return int(self.counts.sum())
 
-    def shorter(self, order: int) -> Grams:
-        """Return the counts of the last `order` tokens of every run."""
-        return Grams(self.runs[-order:], self.counts).merged()
+    @functools.cached_property
+    def levels(self) -> list[Level]:
+        """The runs of every length from 1 on; as columns ascend from the last token, equal ones stand together."""
+        found, counts = [], self.counts.sum(0)
+        new = np.arange(len(counts)) == 0
+        for length, row in enumerate(self.runs[::-1], start=1):
+            new[1:] |= row[1:] != row[:-1]
+            first, of = np.flatnonzero(new), np.cumsum(new, dtype=np.int32) - 1
+            _, context = group(self.runs[-length:-1, first])
+            found.append(Level(first.astype(np.int32), of, sums(of, counts, len(first)), context.astype(np.int32)))
+        return found
 
 
-def group(columns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find equal columns of (k, R): the first of each in ascending order, and for every column which it is."""
-    n = columns.shape[1]
-    if not len(columns) or not n:  # the empty context is one context
-        return np.zeros(min(n, 1), np.int64), np.zeros(n, np.int64)
-    bits = max(int(columns.max()).bit_length(), 1)
-    words: list[np.ndarray] = []
-    for start in range(0, len(columns), 64 // bits):
-        word = np.zeros(n, np.uint64)
-        for column in columns[start : start + 64 // bits]:
-            word = (word << np.uint64(bits)) | column.astype(np.uint64)
-        words.append(word)
-    if len(words) == 1:
-        _, first, where = np.unique(words[0], return_index=True, return_inverse=True)
-        return first, where
-    order = np.lexsort(words[::-1])
-    new = np.ones(n, bool)
-    new[1:] = np.any([word[order][1:] != word[order][:-1] for word in words], axis=0)
-    where = np.empty(n, np.int64)
-    where[order] = np.cumsum(new) - 1
-    return order[new], where
-
-
-def _sums(where: np.ndarray, values: np.ndarray, size: int) -> np.ndarray:
-    found = np.zeros(size, np.int64)
-    np.add.at(found, where, values)
-    return found
-
-
-def plug_in(grams: Grams) -> float:
+def plug_in(grams: Grams, order: int | None = None) -> float:
     """Entropy in bits of the last token of a run given the others, from the counts as they are.
 
-    Far too low where most runs occur once: report it only beside `sequential` or `held_out`.
+    Far too low where most runs occur once: report it only beside `sequential` or `held_out`. `order` is how many of the
+    last tokens a run is taken to have, all by default.
     """
-    counts = grams.counts.sum(0)
-    first, where = group(grams.runs[:-1])
-    contexts = _sums(where, counts, len(first))
-    joint, given = _entropy_sum(counts), _entropy_sum(contexts)
+    level = grams.levels[(order or len(grams.runs)) - 1]
+    joint, given = _entropy_sum(level.counts), _entropy_sum(sums(level.context, level.counts, len(level.counts)))
     return (given - joint) / grams.total
 
 
@@ -136,22 +136,34 @@ def _entropy_sum(counts: np.ndarray) -> float:
 
 def sequential(grams: Grams, vocab_size: int) -> float:
     """Length in bits of the adaptive code of all tokens counted, `order` - 1 tokens of context; see the module."""
-    runs, counts, bits = grams.runs, grams.counts.sum(0), 0.0
-    choices = len(DISCOUNTS) * len(CONCENTRATIONS)
-    while len(runs):
-        first, where = group(runs[:-1])
-        n = _sums(where, counts, len(first))
-        t = np.bincount(where, minlength=len(first))
-        tables = [np.unique(values, return_counts=True) for values in (n, t, counts)]
-        lengths = [
-            _poisson_dirichlet(d, theta, *(part.astype(np.float64) for pair in tables for part in pair))
-            for d, theta in itertools.product(DISCOUNTS, CONCENTRATIONS)
-        ]
-        bits += min(lengths) + math.log2(choices)
-        shorter, where = group(runs[1:])
-        counts, runs = np.bincount(where, minlength=len(shorter)), runs[1:, shorter]
-    novel = int(counts.sum()) if len(counts) else 0  # one count: every type once
-    return bits + (math.lgamma(vocab_size + 1) - math.lgamma(vocab_size - novel + 1)) / math.log(2)
+    return sequential_orders(grams, vocab_size)[-1]
+
+
+def sequential_orders(grams: Grams, vocab_size: int) -> list[float]:
+    """Return the length of the adaptive code for each order from 1 on."""
+    levels = grams.levels
+    whole = [_best(level.context, level.counts) for level in levels]
+    # What is sent down to a level is every longer run once, whatever the order that began above it.
+    down = [_best(level.context, np.bincount(level.of[up.first])) for level, up in itertools.pairwise(levels)]
+    novel = len(levels[0].first)
+    types = (math.lgamma(vocab_size + 1) - math.lgamma(vocab_size - novel + 1)) / math.log(2)
+    found = []
+    for order, bits in enumerate(whole):
+        for sent in reversed(down[:order]):
+            bits += sent
+        found.append(bits + types)
+    return found
+
+
+def _best(context: np.ndarray, counts: np.ndarray) -> float:
+    """Bits of one level with the best of the grid, and of saying which: counts of runs, and what precedes each."""
+    n, t = sums(context, counts, len(counts)), np.bincount(context)
+    tables = [np.unique(values, return_counts=True) for values in (n[: len(t)], t, counts)]
+    lengths = [
+        _poisson_dirichlet(d, theta, *(part.astype(np.float64) for pair in tables for part in pair))
+        for d, theta in itertools.product(DISCOUNTS, CONCENTRATIONS)
+    ]
+    return min(lengths) + math.log2(len(lengths))
 
 
 @numba.njit(cache=True)
@@ -186,13 +198,13 @@ def held_out(grams: Grams, vocab_size: int) -> list[float] | None:
     if (grams.counts.sum(1) == 0).any():
         return None
     bits = [0.0] * len(grams.runs)
-    chance = np.full((2, grams.runs.shape[1]), 1.0 / vocab_size)
-    for order in range(1, len(grams.runs) + 1):
-        first, of_run = group(grams.runs[-order:])
-        shorter, of_context = group(grams.runs[-order:-1])
-        for learned, scored in ((0, 1), (1, 0)):
-            runs = _sums(of_run, grams.counts[learned], len(first))[of_run]
-            contexts = _sums(of_context, grams.counts[learned], len(shorter))[of_context]
-            chance[learned] = (runs + MIX * chance[learned]) / (contexts + MIX)
-            bits[order - 1] -= math.fsum((grams.counts[scored] * np.log2(chance[learned])).tolist())
+    for learned, scored in (grams.counts, grams.counts[::-1]):
+        some = np.flatnonzero(scored)
+        chance = np.full(len(some), 1.0 / vocab_size)
+        for order, level in enumerate(grams.levels):
+            runs = sums(level.of, learned, len(level.first))
+            contexts = sums(level.context, runs, len(runs))[level.context]
+            of = level.of[some]
+            chance = (runs[of] + MIX * chance) / (contexts[of] + MIX)
+            bits[order] -= math.fsum((scored[some] * np.log2(chance)).tolist())
     return [sum_ / grams.total for sum_ in bits]
