@@ -18,7 +18,7 @@ from tokenary.cli.output import write_text
 from tokenary.core.registry import cards
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/measuring.md", "docs/tokenizers.md", "docs/memory.md", "docs/codec.md")
+PAGES = ("README.md", "docs/measuring.md", "docs/tokenizers.md", "docs/memory.md", "docs/codec.md", "docs/server.md")
 
 
 def compare() -> str:
@@ -176,6 +176,24 @@ def compare_memory() -> str:
     return "\n".join(lines).rstrip() or f"*{NOT_YET}: `{command}` measures it.*"
 
 
+def servers() -> str:
+    """Return tokens a second of servers, from ``results/timing/servers.json``."""
+    record = _read("timing/servers.json")
+    if record is None:
+        return f"*{NOT_YET}: `scripts/time_servers.py` measures it.*"
+    rows = [
+        [name]
+        + [f"{one[n]['tokens_per_second']:.0f} ({one[n]['over_tokenary']:.2f}×)" for n in ("1", "8")]
+        + [f"{1000 * one['8']['median_first_token_seconds']:.0f} ms"]
+        for name, one in record["figures"].items()
+    ]
+    names = ["", "tokens/s, 1 client", "8 clients", "first token, 8 clients"]
+    about = f"SmolLM2, answers of {record['tokens']} tokens, {record['rounds']} rounds in turns; {record['device']}"
+    return "\n".join(
+        [*markdown(names, rows), "", f"{about}, {record['cpus']} cores. In brackets: over `tokenary serve`."]
+    )
+
+
 def _read(name: str) -> dict[str, Any] | None:
     """Return a record of ``results``, if there is one."""
     path = ROOT / "results" / name
@@ -207,6 +225,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "transfers": transfers,
     "compare-memory": compare_memory,
     "tokenize-speed": tokenize_speed,
+    "servers": servers,
     "reads": reads,
     "index-search": index_search,
     "block-sparse": block_sparse,

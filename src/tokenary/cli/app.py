@@ -7,6 +7,7 @@ import sys
 import typer
 
 from tokenary.cli import (
+    batch,
     check,
     claims,
     compare,
@@ -17,6 +18,7 @@ from tokenary.cli import (
     methods,
     models,
     probe,
+    serve,
     store,
     tokenizer,
     vlm,
@@ -68,6 +70,8 @@ app.add_typer(tokenizer.app, name="tokenizer")
 app.command("probe")(probe.probe)
 app.command("compress")(compress.compress)
 app.command("decompress")(compress.decompress)
+app.command("serve")(serve.serve)
+app.command("batch")(batch.batch)
 app.add_typer(vlm.app, name="vlm")
 app.command("doctor")(doctor.doctor)
 

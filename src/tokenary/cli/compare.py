@@ -53,9 +53,9 @@ def compare(
 
     [bold]tokenary compare --room memory --context 8192[/bold] asks every memory what is hidden in long texts, at
     several budgets, beside random, recent and oracle choices: needles, a list of pairs, a passage that comes again, and
-    the prose that follows. --prompts is how many texts (one). SmolLM2-135M on one core takes about MINUTES_2K minutes a
-    text of 2,048 tokens and MINUTES_8K of 8,192; on a model that they do not know, FASA, HISA and STILL first get ready
-    for minutes.
+    the prose that follows. --prompts is how many texts (one). SmolLM2-135M, on a core shared with other work, took 8
+    minutes a text of 2,048 tokens and 30 of 8,192; on a model that they do not know, FASA, HISA and STILL first get
+    ready for minutes.
 
     Ctrl-C stops it; what was measured by then is still printed and written.
     """

@@ -75,11 +75,14 @@ class DecoderReduction:
         wanted = sorted(self.reducer.layers(len(self.layers), below))
         if wanted and (wanted[0] < 0 or wanted[-1] > below):
             raise OptionError("at", str(self.point), f"layers below {self.first} to look at, not {wanted}")
-        for layer in wanted:
-            self._watch(layer)
-        for layer in range(self.first, len(self.layers)):
-            edit = self._enter_pass if layer == self.first else self._same_pass
-            self._stack.enter_context(edited_layer(self.model, layer, edit))
+        with contextlib.ExitStack() as undo:  # what is refused half-way leaves nothing attached
+            undo.callback(self._stack.close)
+            for layer in wanted:
+                self._watch(layer)
+            for layer in range(self.first, len(self.layers)):
+                edit = self._enter_pass if layer == self.first else self._same_pass
+                self._stack.enter_context(edited_layer(self.model, layer, edit))
+            undo.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -222,22 +222,23 @@ class VisionReduction:
         return torch.ones_like(self.anchors, dtype=torch.float32) if self._sizes is None else self._sizes
 
     def __enter__(self) -> Self:
-        self._stack = contextlib.ExitStack()
-        stack, blocks, reducer = self._stack, self.encoder.blocks, self.reducer
+        blocks, reducer = self.encoder.blocks, self.reducer
         first, last = blocks[0], blocks[-1]
-        if "pixels" in reducer.needs:
-            stack.callback(self.module.register_forward_pre_hook(self._number).remove)
-        stack.callback(first.register_forward_pre_hook(lambda module, args: self._reset(args[0])).remove)
         layers = {layer for point in self.point.layers for layer in reducer.layers(len(blocks), point)}
-        stack.enter_context(recorded(blocks, sorted(layers), reducer.needs, self.record))
-        for layer, block in enumerate(blocks):
-            if layer > self.point.layers[0]:
-                hook = self._weighing(layer, block)
-                stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
-            if layer in self.point.layers:
-                stack.callback(block.register_forward_hook(self._reducing(layer)).remove)
-        if self.dense:
-            stack.callback(last.register_forward_hook(lambda module, args, x: self._restored(x)).remove)
+        with contextlib.ExitStack() as stack:  # what is refused half-way leaves nothing attached
+            if "pixels" in reducer.needs:
+                stack.callback(self.module.register_forward_pre_hook(self._number).remove)
+            stack.callback(first.register_forward_pre_hook(lambda module, args: self._reset(args[0])).remove)
+            stack.enter_context(recorded(blocks, sorted(layers), reducer.needs, self.record))
+            for layer, block in enumerate(blocks):
+                if layer > self.point.layers[0]:
+                    hook = self._weighing(layer, block)
+                    stack.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
+                if layer in self.point.layers:
+                    stack.callback(block.register_forward_hook(self._reducing(layer)).remove)
+            if self.dense:
+                stack.callback(last.register_forward_hook(lambda module, args, x: self._restored(x)).remove)
+            self._stack = stack.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:

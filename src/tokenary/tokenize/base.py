@@ -180,8 +180,10 @@ class TextTokenizer:
         """
         if (self.config.get("decoder") or {}).get("type") != "ByteLevel":
             return None
-        tokens = [b"" if i in self._added else self.token_bytes(i) for i in range(self.id_limit)]
-        return np.frombuffer(b"".join(tokens), np.uint8), np.cumsum([len(token) for token in tokens])
+        tokens = {i: self.token_bytes(i) for i in self.ids if i not in self._added}
+        lengths = np.zeros(self.id_limit, np.int64)
+        lengths[list(tokens)] = [len(token) for token in tokens.values()]
+        return np.frombuffer(b"".join(tokens.values()), np.uint8), np.cumsum(lengths)
 
     def to_json(self) -> str:
         """Return the ``tokenizer.json`` as it was loaded."""

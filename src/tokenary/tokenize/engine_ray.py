@@ -82,9 +82,9 @@ def connect(ray: Any, address: str | None, cpus: int | None) -> None:
             socket.create_connection((host, int(port)), timeout=10).close()
         except (OSError, ValueError) as error:
             raise TokenaryError(f"cannot reach the Ray cluster {address}: {one_line(error)}") from None
-    options: dict[str, Any] = {"address": address} if address else {"num_cpus": cpus, "include_dashboard": False}
+    options: dict[str, Any] = {} if address else {"num_cpus": cpus, "include_dashboard": False}
     try:
-        ray.init(log_to_driver=False, logging_level="error", **options)
+        ray.init(address or "local", log_to_driver=False, logging_level="error", **options)
     except Exception as error:  # of many classes
         raise TokenaryError(f"cannot reach the Ray cluster {address or 'here'}: {one_line(error)}") from error
 

@@ -141,7 +141,7 @@ def _cut(flat: np.ndarray, places: np.ndarray) -> list[list[int]]:
     return [ids[start:stop] for start, stop in itertools.pairwise(places.tolist())]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, boundscheck=True)
 def _widths(pairs: np.ndarray, base: int, first: int) -> np.ndarray:
     """Tokens that every merged one becomes where all from id `first` on are taken apart: (M,) of pairs (M, 2)."""
     widths = np.ones(len(pairs), np.int64)
@@ -152,7 +152,7 @@ def _widths(pairs: np.ndarray, base: int, first: int) -> np.ndarray:
     return widths
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, boundscheck=True)
 def _undone(
     ids: np.ndarray, pairs: np.ndarray, base: int, first: int, widths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
