@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn.functional import linear
 from tqdm import tqdm
 
 from tokenary import generate, load
 from tokenary.core.errors import InputError
 from tokenary.core.seeding import substream
 from tokenary.models import LM
+from tokenary.models.low_rank import LowRank
 from tokenary.models.smollm2_small import keep_layers, probe, small_sibling
 from tokenary.models.text_diffusion.corpus import clean_wikipedia
 from tokenary.models.text_diffusion.training import schedule, write_json
@@ -42,20 +42,6 @@ IGNORE = -1  # padding
 HELD_OUT = 64  # rows of either kind; half of the own ones are greedy answers, on which the router of R2R is judged
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 SHAPE = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-
-
-class LowRank(nn.Module):
-    """A frozen linear layer with a trained update: ``x W' + (x A') B'``."""
-
-    def __init__(self, base: nn.Linear, rank: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.base = base
-        self.A = nn.Parameter(torch.randn(rank, base.in_features, generator=generator) / base.in_features**0.5)
-        self.B = nn.Parameter(torch.zeros(base.out_features, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        return self.base(x) + linear(linear(x, self.A), self.B)
 
 
 def write(data: Path, count: int, seed: int) -> None:

@@ -24,7 +24,8 @@ from tokenary.core.seeding import substream
 from tokenary.data import enwik8
 from tokenary.hf.rotation import Rotation, rotation_of
 from tokenary.memory.hisa.indexer import LightningIndexer
-from tokenary.memory.hisa.training import HEADS, WIDTH, Looks, captured, distil, divergence, looks, mark
+from tokenary.memory.hisa.training import HEADS, WIDTH, Looks, captured, distil, divergence, looks
+from tokenary.memory.learnt import mark
 from tokenary.models.text_diffusion.corpus import clean_wikipedia
 from tokenary.models.text_diffusion.training import write_json
 

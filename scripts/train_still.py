@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from tokenary import load
 from tokenary.data import enwik8
-from tokenary.memory.hisa.training import mark
+from tokenary.memory.learnt import mark
 from tokenary.memory.still import STILL
 from tokenary.memory.still.maps import Maps, save_maps
 from tokenary.memory.still.passes import Pass, passes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -302,19 +302,7 @@ class Generation:
     def _make_loop(self, methods: dict[str, Any], ids: list[list[int]], new: int, sampler: Sampler) -> Running:
         """Return the ordinary loop, or that of a method that brings its own."""
         lm = self.lm
-        keep, read, store = (methods.get(slot) for slot in ("keep", "read", "store"))
-        task = Task(
-            model=lm.model,
-            tokenizer=lm.tokenizer,
-            prompts=ids,
-            sampler=sampler,
-            max_new_tokens=new,
-            end_tokens=lm.eos_token_ids,
-            stops=self._stops if self._stop else None,
-            policies=None if keep is None else lambda: keep.attach(lm.model.config, lm.dtype),
-            readers=None if read is None else lambda: read.attach(lm.model.config),
-            stores=None if store is None else lambda: store.attach(lm.model.config),
-        )
+        task = task_of(lm, methods, ids, new, sampler, self._stops if self._stop else None)
         strategies = [method for method in methods.values() if isinstance(method, Strategy)]
         owner = next((method for method in strategies if method.owns_loop), None)
         if owner is not None:
@@ -341,6 +329,16 @@ class Generation:
                     self._first[row] = self._first[row] or now
                     self._last[row] = now
                     yield Piece(text=self._new_text(emission), **vars(emission))
+
+    @property
+    def sequences(self) -> list[Decoding]:
+        """The answers under way, in the order of the prompts."""
+        return self._loop.sequences
+
+    @property
+    def peak_bytes(self) -> int:
+        """Most bytes of keys, values and bookkeeping held between two passes so far."""
+        return self._loop.peak_bytes
 
     @property
     def outputs(self) -> list[Output]:
@@ -393,6 +391,30 @@ class Generation:
         new = ids[self._loop.sequences[row].n_prompt :]
         tail = self.lm.decode(new[-(max(map(len, self._stop)) + 4) :])
         return any(text in tail for text in self._stop)
+
+
+def task_of(
+    lm: LM,
+    methods: Mapping[str, Any],
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    sampler: Sampler,
+    stops: Callable[[int, Sequence[int]], bool] | None = None,
+) -> Task:
+    """Return what a loop is asked to do with the methods of a recipe, by their slots; see `Task`."""
+    keep, read, store = (methods.get(slot) for slot in ("keep", "read", "store"))
+    return Task(
+        model=lm.model,
+        tokenizer=lm.tokenizer,
+        prompts=prompts,
+        sampler=sampler,
+        max_new_tokens=max_new_tokens,
+        end_tokens=lm.eos_token_ids,
+        stops=stops,
+        policies=None if keep is None else lambda: keep.attach(lm.model.config, lm.dtype),
+        readers=None if read is None else lambda: read.attach(lm.model.config),
+        stores=None if store is None else lambda: store.attach(lm.model.config),
+    )
 
 
 def generate(

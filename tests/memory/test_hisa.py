@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rows import forget, leave_and_repeat
 from torch import Tensor
 
 from tokenary.core.errors import InputError, OptionError, RecipeError, UnsupportedModelError
@@ -20,8 +21,9 @@ from tokenary.memory.hisa.blocks import BlockIndex, Branches
 from tokenary.memory.hisa.indexer import LightningIndexer, score, turn
 from tokenary.memory.hisa.plan import Plan, evaluations
 from tokenary.memory.hisa.search import search
-from tokenary.memory.hisa.training import captured, distil, divergence, fresh, looks, own_texts
+from tokenary.memory.hisa.training import captured, distil, divergence, fresh, looks
 from tokenary.memory.laws import RAGGED, oracle, prompts_of, run
+from tokenary.memory.learnt import own_texts
 from tokenary.models.lm import LM
 from tokenary.models.tiny import tiny_lm
 from tokenary.run import load
@@ -367,27 +369,11 @@ def test_pieces_of_a_prompt_change_nothing(lm: LM) -> None:
 
 def test_sequences_may_leave_come_twice_and_be_forgotten(lm: LM) -> None:
     policy = ready(lm)
-    target, texts = target_of(lm, policy), [list(prompt) for prompt in RAGGED]
-    rows = list(range(4))
-    with attached(lm.model):
-        for row, token in zip(rows, target.prefill(RAGGED).argmax(-1).tolist(), strict=True):
-            texts[row].append(token)
-        for step in range(1, 25):
-            if step == 9:
-                rows = [2, 0, 2]
-                target.select_rows(rows)
-                texts = [list(texts[row]) for row in rows]
-            logits = target.score(TokenTree.roots([text[-1] for text in texts]))
-            target.commit([[0]] * len(texts))
-            for text, token in zip(texts, logits[:, 0].argmax(-1).tolist(), strict=True):
-                text.append(token)
-    expected = written(lm, policy, new=25)
-    for row, text in zip(rows, texts, strict=True):
-        assert text[len(RAGGED[row]) :] == expected[row]
+    target = target_of(lm, policy)
+    leave_and_repeat(lm, target, written(lm, policy, new=25))
     reader = target.cache.token_layers[0].reader
     assert reader.nbytes > 0 and reader._indices[0] is not reader._indices[2]
-    target.cache.reset()
-    assert target.nbytes == 0
+    forget(target)
 
 
 def test_it_refuses_what_it_cannot_do(lm: LM, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from rows import forget, leave_and_repeat
 
 from tokenary.core.errors import InputError, OptionError, RecipeError, UnsupportedModelError
 from tokenary.core.recipe import Recipe
@@ -12,8 +13,8 @@ from tokenary.core.tree import TokenTree
 from tokenary.data import prose
 from tokenary.hf.cache import PassInfo, TokenCache
 from tokenary.hf.target import Target, attached
-from tokenary.memory.hisa.training import mark
 from tokenary.memory.laws import RAGGED, oracle, prompts_of, run
+from tokenary.memory.learnt import mark
 from tokenary.memory.still import STILL, WEIGHTS
 from tokenary.memory.still.hybrid import hybrid_attention
 from tokenary.memory.still.layer import StillLayer
@@ -222,24 +223,9 @@ def test_pieces_of_a_prompt_change_nothing(lm, folder) -> None:
 
 def test_sequences_may_leave_come_twice_and_be_forgotten(lm, folder) -> None:
     policy = ready(lm, folder)
-    target, texts, rows = target_of(lm, policy), [list(prompt) for prompt in RAGGED], list(range(4))
-    with attached(lm.model):
-        for row, token in zip(rows, target.prefill(RAGGED).argmax(-1).tolist(), strict=True):
-            texts[row].append(token)
-        for step in range(1, 25):
-            if step == 9:
-                rows = [2, 0, 2]
-                target.select_rows(rows)
-                texts = [list(texts[row]) for row in rows]
-            logits = target.score(TokenTree.roots([text[-1] for text in texts]))
-            target.commit([[0]] * len(texts))
-            for text, token in zip(texts, logits[:, 0].argmax(-1).tolist(), strict=True):
-                text.append(token)
-    expected = written(lm, policy, new=25)
-    for row, text in zip(rows, texts, strict=True):
-        assert text[len(RAGGED[row]) :] == expected[row]
-    target.cache.reset()
-    assert target.nbytes == 0
+    target = target_of(lm, policy)
+    leave_and_repeat(lm, target, written(lm, policy, new=25))
+    forget(target)
 
 
 def test_it_refuses_what_it_cannot_do(lm, folder, tmp_path) -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
-import json
 import math
 import os
 import platform
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -22,6 +19,7 @@ from tokenary.bench.measure import balanced, fitting, measure
 from tokenary.bench.measured import PLAIN, Measurement, Row
 from tokenary.bench.peers import peers_of
 from tokenary.bench.quality import Quality, memory_only, sliding_texts, sweep
+from tokenary.bench.record import SCHEMA, ComparisonRecord
 from tokenary.core.claim import device_name, versions
 from tokenary.core.errors import InputError, OptionError
 from tokenary.core.recipe import Recipe
@@ -33,14 +31,14 @@ from tokenary.run import load
 if TYPE_CHECKING:
     from rich.table import Table
 
-SCHEMA, TOOL = 1, "tokenary compare"
+TOOL = "tokenary compare"
 #: Sizes of the default comparison, chosen so that seven recipes on SmolLM2-135M take under five minutes on two cores.
 N_PROMPTS, MAX_NEW_TOKENS = 6, 40
 N_TEXTS, TEXT_TOKENS, SCORED_TOKENS = 4, 640, 128
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(ComparisonRecord):
     """The record of a comparison.
 
     Parameters
@@ -50,7 +48,7 @@ class Comparison:
         warmup, rows, quality, passes, outputs, warnings``.
     """
 
-    record: dict[str, Any]
+    tool = TOOL
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -60,72 +58,15 @@ class Comparison:
         """
         return self.record["rows"]
 
-    @property
-    def complete(self) -> bool:
-        """False if it was interrupted."""
-        return self.record["complete"]
-
-    @property
-    def warnings(self) -> list[str]:
-        """What the reader should know before trusting the figures."""
-        return self.record["warnings"]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record, plain JSON types."""
-        return self.record
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> Comparison:
-        """Read a ``results.json``.
-
-        Raises
-        ------
-        InputError
-            The file is not there, or is no such record.
-        """
-        return cls(read_record(path, TOOL))
-
     def table(self) -> Table:
         """Return the table for a terminal."""
         return one_table([self])
 
-    def write(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-        """Write ``results.json`` and ``report.html``, each to a temporary name first; return their paths.
-
-        Raises
-        ------
-        InputError
-            The folder cannot be written, or the disk is full; nothing half-written is left.
-        """
+    def page(self) -> str:
+        """Return the report as one HTML page."""
         from tokenary.bench.report import render
 
-        return write_record(folder, self.record, render(self.record))
-
-
-def read_record(path: str | os.PathLike[str], tool: str) -> dict[str, Any]:
-    """Read a ``results.json`` that was written by a tool of this version.
-
-    Raises
-    ------
-    InputError
-        The file is not there, or is no such record.
-    """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("tool") != tool or record.get("schema") != SCHEMA:
-        raise InputError(f"{path} is no record of {tool} (version {SCHEMA})")
-    return record
-
-
-def write_record(folder: str | os.PathLike[str], record: Mapping[str, Any], page: str) -> tuple[Path, Path]:
-    """Write ``results.json`` and ``report.html``; see `Comparison.write`."""
-    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    results, report = write_texts(Path(folder), {"results.json": text, "report.html": page})
-    return results, report
+        return render(self.record)
 
 
 def one_table(found: Sequence[Comparison]) -> Table:
@@ -163,33 +104,6 @@ def _caption(record: Mapping[str, Any]) -> str:
         f"{settings['rounds']} rounds in turns; {machine['device']}, {machine['threads']} threads. "
         "Peak memory is that of the whole process. Brackets: least and greatest round."
     )
-
-
-def write_texts(folder: Path, files: Mapping[str, str]) -> list[Path]:
-    """Write text files under temporary names, then rename them all.
-
-    Raises
-    ------
-    InputError
-        One line on what the system refused.
-    """
-    temporary = {name: folder / f".{name}.{os.getpid()}.tmp" for name in files}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in files.items():
-            with temporary[name].open("w", encoding="utf-8") as stream:
-                stream.write(text)
-                stream.flush()
-                os.fsync(stream.fileno())
-        for name in files:
-            os.replace(temporary[name], folder / name)
-    except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror or error}") from error
-    finally:
-        for path in temporary.values():
-            with contextlib.suppress(OSError):
-                path.unlink(missing_ok=True)
-    return [folder / name for name in files]
 
 
 def compare(

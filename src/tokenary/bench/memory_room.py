@@ -11,16 +11,16 @@ import statistics
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenary.bench.comparison import SCHEMA, load_average_now, plain_json, read_record, setting_of, write_record
+from tokenary.bench.comparison import load_average_now, plain_json, setting_of
 from tokenary.bench.haystack import LONGEST, SHORTEST, TASKS, Haystack, haystacks
 from tokenary.bench.memory_curves import Point, points_of
 from tokenary.bench.memory_peers import kvpress
 from tokenary.bench.memory_reading import Answers, read_haystack
 from tokenary.bench.progress import Reporter
 from tokenary.bench.quality import PLAIN, stderr
+from tokenary.bench.record import SCHEMA, ComparisonRecord
 from tokenary.core.errors import InputError, OptionError, TokenaryError
 from tokenary.core.recipe import Recipe
 from tokenary.data import prose, wikitext2
@@ -40,7 +40,7 @@ Found = dict[str, dict[int, Answers]]
 
 
 @dataclass(frozen=True)
-class MemoryComparison:
+class MemoryComparison(ComparisonRecord):
     """The record of a comparison of memories.
 
     Parameters
@@ -50,7 +50,7 @@ class MemoryComparison:
         questions, points, left_out, warnings``.
     """
 
-    record: dict[str, Any]
+    tool = TOOL
 
     @property
     def points(self) -> list[dict[str, Any]]:
@@ -64,29 +64,9 @@ class MemoryComparison:
         return self.record["points"]
 
     @property
-    def complete(self) -> bool:
-        """False if it was interrupted."""
-        return self.record["complete"]
-
-    @property
     def warnings(self) -> list[str]:
         """What the reader should know before trusting the figures, and what was left out."""
-        return [*self.record["warnings"], *(f"not measured: {line}" for line in self.record["left_out"])]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return the record, plain JSON types."""
-        return self.record
-
-    @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> MemoryComparison:
-        """Read a ``results.json``.
-
-        Raises
-        ------
-        InputError
-            The file is not there, or is no such record.
-        """
-        return cls(read_record(path, TOOL))
+        return [*super().warnings, *(f"not measured: {line}" for line in self.record["left_out"])]
 
     def table(self) -> Table:
         """Return the table for a terminal."""
@@ -113,17 +93,11 @@ class MemoryComparison:
             made.add_row(*cells(point), style="dim" if point["control"] or point["peer"] else None)
         return made
 
-    def write(self, folder: str | os.PathLike[str]) -> tuple[Path, Path]:
-        """Write ``results.json`` and ``report.html``, each to a temporary name first; return their paths.
-
-        Raises
-        ------
-        InputError
-            The folder cannot be written, or the disk is full; nothing half-written is left.
-        """
+    def page(self) -> str:
+        """Return the report as one HTML page."""
         from tokenary.bench.memory_report import render
 
-        return write_record(folder, self.record, render(self.record))
+        return render(self.record)
 
 
 def _caption(record: Mapping[str, Any]) -> str:

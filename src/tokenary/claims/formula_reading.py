@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenary.bench.reduction import Interval, retained
+from tokenary.core.claim import Figure
 from tokenary.models.latex_ocr import LatexOcr, canvas, edit_distance, exact_match, formulas, render, symbols
 from tokenary.reduce.base import Context, Reducer, places
 from tokenary.reduce.encoder import Record, picture_numbers, recorded
@@ -129,6 +130,11 @@ class Readings:
         other = None if minus is None else self.mean(minus, keeps, exact)
         full, blind = self.mean("none", keeps, exact), self.mean("blind", keeps, exact)
         return retained(self.mean(name, keeps, exact), full, blind, minus=other)
+
+    def figure(self, name: str) -> Figure:
+        """Return what an arm retains, as a claim states it."""
+        kept = self.retained(name)
+        return Figure(name, kept.value, error(kept))
 
     def table(self) -> dict[str, Any]:
         """Return all figures as plain JSON types; what is retained is the mean over `KEEPS`."""

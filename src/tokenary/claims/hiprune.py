@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tokenary.claims.formula_reading import KEEPS, Pages, Readings, error, pages, read, see
 from tokenary.core.budget import Budget
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Outcome
 from tokenary.models.latex_ocr import LatexOcr, load
 from tokenary.reduce.base import Context, Reducer
 from tokenary.reduce.hiprune import HiPrune, dispersion, plateau_end, received
@@ -120,16 +120,12 @@ def run(
     arms = {key: each for keep in (*KEEPS, *also) for key, each in rivals(keep, by_curve, random_seeds, seed).items()}
     readings = read(model, shown, arms, overlap)
 
-    def figure(name: str) -> Figure:
-        kept = readings.retained(name)
-        return Figure(name, kept.value, error(kept))
-
     best = max(RIVALS, key=lambda name: readings.retained(name).value)
     controls = ("none", "blind", "random", "pooling", *(name for name in RIVALS if name != best))
     return Outcome(
-        method=figure("hiprune"),
-        baseline=figure(best),
-        controls=tuple(figure(name) for name in controls),
+        method=readings.figure("hiprune"),
+        baseline=readings.figure(best),
+        controls=tuple(readings.figure(name) for name in controls),
         n=count,
         runs=random_seeds,
         paired_spread=error(readings.retained("hiprune", minus=best)),

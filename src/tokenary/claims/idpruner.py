@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tokenary.claims.formula_reading import KEEPS, Readings, error, pages, read
 from tokenary.core.budget import Budget
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Outcome
 from tokenary.core.seeding import substream
 from tokenary.core.token_map import Select
 from tokenary.models.latex_ocr import LatexOcr, load
@@ -171,10 +171,6 @@ def run(
     readings = read(model, shown, arms, pareto if more else None)
     end = max(ENDS, key=lambda name: readings.retained(name).value)
 
-    def figure(name: str) -> Figure:
-        kept = readings.retained(name)
-        return Figure(name, kept.value, error(kept))
-
     names = ["idpruner", *(f"idpruner, weight {weight}" for weight in WEIGHTS if more)]
     others = [name for name in dict.fromkeys(name for name, _ in arms) if name != "idpruner"]
     last = history[-max(1, len(history) // 10) :]
@@ -193,9 +189,9 @@ def run(
         details["trade_off_at_25%"] = {"points": pareto.points(), "dominated": pareto.dominated()}
     others = [name for name in ("none", "blind", "random", "grid", "pooling", *ENDS) if name != end]
     return Outcome(
-        method=figure("idpruner"),
-        baseline=figure(end),
-        controls=tuple(figure(name) for name in others),
+        method=readings.figure("idpruner"),
+        baseline=readings.figure(end),
+        controls=tuple(readings.figure(name) for name in others),
         n=count,
         runs=random_seeds,
         paired_spread=error(readings.retained("idpruner", minus=end)),

@@ -24,6 +24,9 @@ class Method:
     ``Annotated[int, Field(ge=1)]``, choices with ``Literal``. Arguments are checked and converted (``"24"`` to 24)
     before the body runs, so that text from a command line and values from Python pass the same gate.
 
+    What a stranger's recipe may set, over a network, is said with ``Field(json_schema_extra={"remote": ...})``: False
+    for nothing, a list of values, or the most. Without it, anything but free text, which may name a file.
+
     Attributes
     ----------
     card : Card

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from tokenary.core.errors import OptionError, UnsupportedModelError
@@ -29,6 +30,44 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
         if isinstance(module, nn.ModuleList) and len(module) == count and hasattr(module[0], "self_attn"):
             return module
     raise UnsupportedModelError(f"{type(model).__name__} has no list of {count} decoder layers")
+
+
+def attention_modules(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the attention of every decoder layer, in order; see `decoder_layers`."""
+    return [layer.self_attn for layer in decoder_layers(model)]  # type: ignore[misc]
+
+
+def hidden_states_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """Return the hidden states (B, N, D) that a layer, or its attention, was called with."""
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def watched_heads(attention: nn.Module, kind: str, keep: Callable[[Tensor], None]) -> RemovableHandle:
+    """Hand over what an attention module projects, as it comes and before it is rotated.
+
+    Parameters
+    ----------
+    attention : nn.Module
+        Of a decoder layer, or of a layer of transformers' ViT.
+    kind : {"queries", "keys", "values"}
+        What; where the module normalizes queries or keys, it is what comes out of that.
+    keep : callable
+        Gets (B, H, N, D).
+
+    Raises
+    ------
+    UnsupportedModelError
+        If the module projects them otherwise.
+    """
+    source = getattr(attention, f"{kind[0]}_norm", None) or getattr(attention, f"{kind[0]}_proj", None)
+    size = getattr(attention, "head_dim", None)
+    if source is None or size is None:
+        raise UnsupportedModelError(f"{type(attention).__name__} has no {kind} to look at")
+
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        keep((output if output.ndim == 4 else output.unflatten(-1, (-1, size))).transpose(1, 2))
+
+    return source.register_forward_hook(hook)
 
 
 @contextlib.contextmanager

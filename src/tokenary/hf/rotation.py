@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -83,8 +84,7 @@ def rotated_pairs(model: PreTrainedModel) -> Tensor:
     UnsupportedModelError
         If the model has no such function, or it does not turn pairs.
     """
-    turn = getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
-    kinds = _frequencies(model)
+    turn, kinds = _turn(model), _frequencies(model)
     if turn is None or not kinds:
         raise UnsupportedModelError(f"{type(model).__name__} has no rotary positions")
     size = 2 * len(next(iter(kinds.values())))
@@ -95,6 +95,17 @@ def rotated_pairs(model: PreTrainedModel) -> Tensor:
     if len(first) != size // 2 or not any(torch.equal(torch.stack([first, second], 1), each) for each in layouts):
         raise UnsupportedModelError(f"{type(model).__name__} does not rotate pairs of dimensions")
     return torch.stack([first, second], dim=1)
+
+
+def rotated(model: PreTrainedModel, states: Tensor, embeddings: tuple[Tensor, Tensor] | None) -> Tensor:
+    """Rotate queries or keys (B, H, N, D) by a pass's own position embeddings; as they are where a model has none."""
+    turn = _turn(model)
+    return states if turn is None or embeddings is None else turn(states, states, *embeddings)[0]
+
+
+def _turn(model: PreTrainedModel) -> Callable[..., tuple[Tensor, Tensor]] | None:
+    """Return the model's own function that rotates queries and keys."""
+    return getattr(sys.modules[type(model).__module__], "apply_rotary_pos_emb", None)
 
 
 def _as_slice(dims: Tensor) -> slice:

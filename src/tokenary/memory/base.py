@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -87,7 +87,14 @@ class KeepPolicy(Method):
         How the budget is shared out over the layers.
     interval : int
         New tokens between two reductions during decoding.
+
+    Attributes
+    ----------
+    toy_options : mapping
+        Options with which something is dropped of a toy text; the laws run with them.
     """
+
+    toy_options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(self, keep: Budget, layers: Layers = "uniform", interval: int = 16) -> None:
         self.keep, self.layers, self.interval = keep, layers, interval
@@ -256,9 +263,12 @@ class ReadPolicy(Method):
     ----------
     extends_context : bool
         Whether texts may be longer than the model has positions for.
+    toy_options : mapping
+        Options with which something is left out of a toy text; the laws run with them.
     """
 
     extends_context: bool = False
+    toy_options: ClassVar[Mapping[str, Any]] = {}
 
     def prepare(self, model: PreTrainedModel) -> None:
         """Get ready for a model, once: read its rotation, load what was calibrated for it.

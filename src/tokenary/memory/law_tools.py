@@ -36,6 +36,11 @@ def cache_of(lm: LM, policy: Any | None) -> TokenCache:
     return TokenCache(lm.model.config, None if policy is None else states_of(lm, policy))
 
 
+def toy(make: Make, **options: Any) -> Any:
+    """Make a method as it is on toy texts; see `toy_options`."""
+    return make(**{**make().toy_options, **options})
+
+
 def states_of(lm: LM, policy: Any) -> list[Any]:
     """Return fresh state of a keep policy for every layer, once it is ready for the model."""
     policy.prepare(lm.model)

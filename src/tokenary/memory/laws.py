@@ -45,26 +45,18 @@ from tokenary.memory.law_tools import (
     sequences_come_and_go,
     states_of,
     target_of,
+    toy,
 )
 from tokenary.memory.read_laws import READ_LAWS
 from tokenary.models.tiny import tiny_lm
 
-#: Options of a policy without a budget, whose chunks say what is dropped: small, so that a short text sees it.
-SMALL = {"chunk": 8, "salient": 2, "train": 1}
-
-
-def small(make: Make, **options: Any) -> Any:
-    """Make a keep policy; one without a budget with small chunks."""
-    known = make().options
-    return make(**{name: value for name, value in SMALL.items() if name in known} | options)
-
 
 def _small(law: LawFunction) -> LawFunction:
-    """Hold a keep policy to a law, one without a budget with small chunks."""
+    """Hold a keep policy to a law, with its toy options."""
 
     @functools.wraps(law)
     def held(make: Make) -> None:
-        law(functools.partial(small, make))
+        law(functools.partial(toy, make))
 
     return held
 

@@ -7,8 +7,9 @@ may see. Ranks, unlike slots, depend neither on the neighbours in a batch nor on
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class PartialRead(ReadPolicy):
     OptionError
         If the budget is given in bytes.
     """
+
+    toy_options: ClassVar[Mapping[str, Any]] = {"read": 8}
 
     def __init__(self, read: Budget) -> None:
         if read.bytes is not None:

@@ -1,8 +1,6 @@
 """The laws of reading: nothing is lost, a query reads no more than it may, and what it reads is its own affair.
 
-They run with small budgets, so that something is chosen: a read policy names its options `read` (tokens chosen),
-`sinks` (first tokens), `local` (newest tokens), `block` and so on, as far as it has them; one that thins prompts names
-how much attention it keeps there, `mass`.
+They run with the `toy_options` of a method, so that something is left out of a short text.
 """
 
 from __future__ import annotations
@@ -29,19 +27,11 @@ from tokenary.core.tree import TokenTree
 from tokenary.hf.cache import TokenCache, TokenLayer
 from tokenary.hf.target import Target, attached
 from tokenary.memory import law_tools
-from tokenary.memory.law_tools import RAGGED, oracle, sequences_come_and_go
+from tokenary.memory.law_tools import RAGGED, oracle, sequences_come_and_go, toy
 from tokenary.models.lm import LM
 from tokenary.models.tiny import tiny_lm
 
 NEW = 32
-SMALL: dict[str, float] = {"read": 8, "sinks": 2, "local": 6, "chunk": 4, "train": 2}
-SMALL |= {"mass": 0.4, "block": 4, "blocks": 3, "segment": 8, "queries": 4}
-
-
-def few(make: Make, **options: Any) -> Any:
-    """Make the policy with a small budget."""
-    known = make().options
-    return make(**{name: value for name, value in SMALL.items() if name in known} | options)
 
 
 def a_net(family: str = "llama") -> LM:
@@ -71,13 +61,13 @@ def reading_all_changes_nothing(make: Make) -> None:
     whole = {"mass": 1.0} if "mass" in make().options else {"read": "100%"}
     for family in ("llama", "qwen2"):
         lm = a_net(family)
-        same_tokens(run(lm, few(make, **whole), RAGGED), run(lm, None, RAGGED), f"{family}, {whole}")
+        same_tokens(run(lm, toy(make, **whole), RAGGED), run(lm, None, RAGGED), f"{family}, {whole}")
 
 
 def everything_stays(make: Make) -> None:
     """Every layer holds every token, and its bytes are those of a full cache or more: reading less frees nothing."""
     lm = a_net()
-    full, target = reading(lm, None), reading(lm, few(make))
+    full, target = reading(lm, None), reading(lm, toy(make))
     for each in (full, target):
         run(lm, None, RAGGED, target=each)
     for index, layer in enumerate(target.cache.token_layers):
@@ -118,29 +108,29 @@ class Watched:
 
 def a_query_reads_no_more_than_it_may(make: Make) -> None:
     """Attention is a softmax over visible tokens, no more of them than the budget, and less than all."""
-    lm, policy = a_net(), few(make)
+    lm, policy = a_net(), toy(make)
     if not hasattr(policy, "most"):
         raise NotApplicable("it reads prompts in part, and everything behind them")
     policy.prepare(lm.model)
     states = [None if state is None else Watched(state, policy) for state in policy.attach(lm.model.config)]
     target = Target(lm.model, readers=states)
     found = run(lm, None, RAGGED, target=target)
-    same_tokens(found, run(lm, few(make), RAGGED), "watched")
+    same_tokens(found, run(lm, toy(make), RAGGED), "watched")
     require(any(state is not None and state.most > 0 for state in states), "everything was always read")
 
 
 def the_same_options_give_the_same_text(make: Make) -> None:
     """Two fresh instances, and one instance twice, give the same text."""
-    lm, used = a_net(), few(make)
+    lm, used = a_net(), toy(make)
     first = run(lm, used, RAGGED)
-    same_tokens(run(lm, few(make), RAGGED), first, "a fresh instance")
+    same_tokens(run(lm, toy(make), RAGGED), first, "a fresh instance")
     same_tokens(run(lm, used, RAGGED[2:]), first[2:], "after a larger batch")
 
 
 def a_reset_forgets(make: Make) -> None:
     """After ``reset`` a cache writes what a new one writes."""
     lm = a_net()
-    target = reading(lm, few(make))
+    target = reading(lm, toy(make))
     first = run(lm, None, RAGGED, target=target)
     target.cache.reset()
     require(target.nbytes == 0, f"{target.nbytes} bytes are held after a reset")
@@ -150,15 +140,15 @@ def a_reset_forgets(make: Make) -> None:
 def a_batch_is_its_sequences(make: Make) -> None:
     """Neighbours in a batch change no text."""
     lm = a_net()
-    texts = run(lm, few(make), RAGGED)
+    texts = run(lm, toy(make), RAGGED)
     for row, prompt in enumerate(RAGGED):
-        same_tokens(run(lm, few(make), [prompt]), [texts[row]], f"sequence {row} alone")
+        same_tokens(run(lm, toy(make), [prompt]), [texts[row]], f"sequence {row} alone")
 
 
 def sequences_may_leave(make: Make) -> None:
     """When sequences leave the batch, or are reordered, the others go on as they would."""
     lm = a_net()
-    whole, target = run(lm, few(make), RAGGED), reading(lm, few(make))
+    whole, target = run(lm, toy(make), RAGGED), reading(lm, toy(make))
     texts, rows = [list(prompt) for prompt in RAGGED], list(range(len(RAGGED)))
     with attached(lm.model):
         logits = target.prefill(RAGGED)
@@ -178,13 +168,13 @@ def sequences_may_leave(make: Make) -> None:
 
 def sequences_may_join(make: Make) -> None:
     """A sequence that joins a running batch, and one that leaves it, change nobody's tokens, with drafts too."""
-    lm, policy = a_net(), few(make)
+    lm, policy = a_net(), toy(make)
     sequences_come_and_go(lm, lambda: reading(lm, policy), NEW)
 
 
 def left_padding_changes_nothing(make: Make) -> None:
     """Under ``model.generate`` with left-padded prompts, padding is not looked at."""
-    lm, policy, prompts = a_net(), few(make), RAGGED
+    lm, policy, prompts = a_net(), toy(make), RAGGED
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(prompt)) + prompt for prompt in prompts])
     mask = torch.tensor([[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts])
@@ -202,7 +192,7 @@ def left_padding_changes_nothing(make: Make) -> None:
         with contextlib.suppress(UnsupportedModelError):
             require(not generate(), "rotated keys are taken for unrotated ones")
         return
-    same_tokens(generate(), run(lm, few(make), prompts), "generate with left padding")
+    same_tokens(generate(), run(lm, toy(make), prompts), "generate with left padding")
 
 
 def pieces_of_a_prompt_change_nothing(make: Make) -> None:
@@ -210,7 +200,7 @@ def pieces_of_a_prompt_change_nothing(make: Make) -> None:
     if "mass" in make().options:
         raise NotApplicable("what a prompt reads is chosen pass by pass")
     lm = a_net()
-    whole, cut = reading(lm, few(make)), reading(lm, few(make))
+    whole, cut = reading(lm, toy(make)), reading(lm, toy(make))
     with attached(lm.model):
         first, second = whole.prefill(RAGGED), cut.prefill(RAGGED, chunk=32)
         off = float((first - second).abs().max())
@@ -224,14 +214,14 @@ def drafts_change_nothing(make: Make) -> None:
     """Draft trees, right and wrong, verified over the policy give the text of one token a pass."""
     lm = a_net()
     for prompts in (RAGGED[2:3], RAGGED):
-        plain = run(lm, few(make), prompts, NEW + 8)
+        plain = run(lm, toy(make), prompts, NEW + 8)
         truth = [prompt + ids for prompt, ids in zip(prompts, plain, strict=True)]
         stream = np.random.default_rng(0)
 
         def draft(texts: list[list[int]], truth: list[list[int]] = truth, stream: Any = stream) -> TokenTree:
             return oracle(texts, truth, stream)
 
-        found = run(lm, few(make), prompts, NEW, draft=draft)
+        found = run(lm, toy(make), prompts, NEW, draft=draft)
         same_tokens(found, [ids[:NEW] for ids in plain], f"drafts, batch of {len(prompts)}")
 
 

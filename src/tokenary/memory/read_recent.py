@@ -5,7 +5,8 @@ Tokens keep their positions here. With positions counted anew it is ``token-sele
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from torch import Tensor
@@ -39,6 +40,8 @@ class ReadRecent(PartialRead):
     sinks : int
         How many of them are the first of the text; 0 for a plain window.
     """
+
+    toy_options: ClassVar[Mapping[str, Any]] = {"read": 8, "sinks": 2}
 
     def __init__(
         self,

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable
+import functools
 from dataclasses import replace
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from tokenary.core.errors import OptionError, UnsupportedModelError
 from tokenary.core.token_map import TokenMap
-from tokenary.hf.hooks import decoder_layers, edited_layer
+from tokenary.hf.hooks import attention_modules, edited_layer, watched_heads
+from tokenary.hf.rotation import rotated
 from tokenary.reduce.base import Context, Point, Reducer
 from tokenary.reduce.encoder import Record
 from tokenary.reduce.mix import anchors_of
@@ -51,8 +51,8 @@ class DecoderReduction:
     ) -> None:
         self.model, self.reducer, self.start = model, reducer, start
         self.count, self.context, self.record = count, context, Record()
-        self.layers = decoder_layers(model)
-        self.point = Point.parse(point, len(self.layers))
+        self.attention = attention_modules(model)
+        self.point = Point.parse(point, len(self.attention))
         if self.point.stage != "decoder":
             raise OptionError("at", str(self.point), "a place inside the language model, as decoder:2")
         self.first = self.point.layers[0]
@@ -72,14 +72,14 @@ class DecoderReduction:
     def __enter__(self) -> Self:
         self._stack = contextlib.ExitStack()
         below = self.first - 1
-        wanted = sorted(self.reducer.layers(len(self.layers), below))
+        wanted = sorted(self.reducer.layers(len(self.attention), below))
         if wanted and (wanted[0] < 0 or wanted[-1] > below):
             raise OptionError("at", str(self.point), f"layers below {self.first} to look at, not {wanted}")
         with contextlib.ExitStack() as undo:  # what is refused half-way leaves nothing attached
             undo.callback(self._stack.close)
             for layer in wanted:
                 self._watch(layer)
-            for layer in range(self.first, len(self.layers)):
+            for layer in range(self.first, len(self.attention)):
                 edit = self._enter_pass if layer == self.first else self._same_pass
                 self._stack.enter_context(edited_layer(self.model, layer, edit))
             undo.pop_all()
@@ -92,28 +92,12 @@ class DecoderReduction:
 
     def _watch(self, layer: int) -> None:
         """Record what a layer projects, without computing it again."""
-        attention: Any = self.layers[layer].self_attn
-        for kind in ("queries", "keys", "values"):
-            if kind in self.reducer.needs:
-                module = getattr(attention, f"{kind[0]}_norm", None) or getattr(attention, f"{kind[0]}_proj", None)
-                if module is None:
-                    raise UnsupportedModelError(f"{type(self.model).__name__} has no {kind} to look at")
-                hook = self._keeping(getattr(self.record, kind), layer, attention.head_dim)
-                self._stack.callback(module.register_forward_hook(hook).remove)
-
-    @staticmethod
-    def _keeping(target: dict[int, Tensor], layer: int, size: int) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            heads = output if output.ndim == 4 else output.unflatten(-1, (-1, size))
-            target[layer] = heads.transpose(1, 2)
-
-        return hook
+        for kind in sorted({"queries", "keys", "values"} & self.reducer.needs):
+            keep = functools.partial(getattr(self.record, kind).__setitem__, layer)
+            self._stack.callback(watched_heads(self.attention[layer], kind, keep).remove)
 
     def _rotate(self, states: dict[int, Tensor], embeddings: tuple[Tensor, Tensor] | None) -> dict[int, Tensor]:
-        turn = getattr(sys.modules[type(self.model).__module__], "apply_rotary_pos_emb", None)
-        if embeddings is None or turn is None:
-            return dict(states)
-        return {layer: turn(each, each, *embeddings)[0] for layer, each in states.items()}
+        return {layer: rotated(self.model, each, embeddings) for layer, each in states.items()}
 
     # -- the pass ----------------------------------------------------------------------------------------------
 
@@ -140,11 +124,11 @@ class DecoderReduction:
             self.context,
             span=(start, self.count),
             layer=self.first - 1,
-            n_layers=len(self.layers),
+            n_layers=len(self.attention),
             queries=self._rotate(self.record.queries, embeddings),
             keys=self._rotate(self.record.keys, embeddings),
             values=dict(self.record.values),
-            scale=getattr(self.layers[0].self_attn, "scaling", 1.0),
+            scale=getattr(self.attention[0], "scaling", 1.0),
         )
         self.record.clear()
         self.map = chosen = self.reducer.reduce(image, context)

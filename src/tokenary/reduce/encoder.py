@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import zlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenary.core.errors import OptionError, UnsupportedModelError
 from tokenary.core.token_map import TokenMap
+from tokenary.hf.hooks import watched_heads
 from tokenary.reduce.base import Context, Point, Reducer, places
 from tokenary.reduce.mix import anchors_of
 
@@ -100,15 +102,10 @@ def recorded(blocks: list[nn.Module], layers: Iterable[int], needs: frozenset[st
 def _watch(attention: Any, layer: int, kinds: list[str], record: Record) -> Callable[[], None]:
     """Let an attention module leave what it projects in the record; return what undoes it."""
     if not hasattr(attention, "project"):
-        heads = attention.q_proj.out_features // attention.head_dim
-        handles = []
-        for kind in kinds:
-            target = getattr(record, kind)
-
-            def keep(module: nn.Module, args: Any, output: Tensor, target: dict[int, Tensor] = target) -> None:
-                target[layer] = output.unflatten(-1, (heads, -1)).transpose(1, 2)
-
-            handles.append(getattr(attention, f"{kind[0]}_proj").register_forward_hook(keep))
+        handles = [
+            watched_heads(attention, kind, functools.partial(getattr(record, kind).__setitem__, layer))
+            for kind in kinds
+        ]
 
         def remove() -> None:
             for handle in handles:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from tokenary.core.errors import InputError, OptionError
 from tokenary.core.token_map import TokenMap
-from tokenary.models.bench_vlm.model import anyres_views
-from tokenary.models.bench_vlm.vocabulary import BOS, END, PAD, VOCABULARY
+from tokenary.models.bench_vlm.model import anyres_views, greedy
+from tokenary.models.bench_vlm.vocabulary import BOS, PAD, VOCABULARY
 from tokenary.reduce.base import Context, Point, Reducer, places
 from tokenary.reduce.decoder import DecoderReduction
 from tokenary.reduce.encoder import Encoder, Record, VisionReduction, picture_numbers, recorded
@@ -325,31 +325,28 @@ class ReducedVLM:
             The ids of each answer, without ``<end>``.
         """
         prompt = self.prompt(seen, ids, text_mask)
-        answers: list[list[int]] = [[] for _ in range(len(ids))]
-        running, past, mask = set(range(len(ids))), None, prompt.mask
-        width = prompt.embeds.shape[1]
-        step: dict[str, Any] = {"inputs_embeds": prompt.embeds, "position_ids": prompt.positions}
+        past, mask = None, prompt.mask
+        width, number = prompt.embeds.shape[1], 0
         with self._between(prompt) as between:
-            for number in range(max_new_tokens):
-                queries = width if number == 0 else 1
-                masked = self._mask(prompt, width + number, queries, mask)
+
+            def read(new: Tensor | None) -> Tensor:
+                nonlocal past, number, mask
+                if new is None:
+                    step = {"inputs_embeds": prompt.embeds, "position_ids": prompt.positions}
+                else:
+                    number += 1
+                    step = {"input_ids": new, "position_ids": prompt.positions[:, -1:] + number}
+                    mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=True)
+                masked = self._mask(prompt, width + number, width if new is None else 1, mask)
                 output = self.model.language(
                     **step, attention_mask=masked, past_key_values=past, use_cache=True, logits_to_keep=1
                 )
-                past, new = output.past_key_values, output.logits[:, -1].argmax(-1)
-                if number == 0:
+                past = output.past_key_values
+                if new is None:
                     self._take_stock(between, prompt)
-                for row in sorted(running):
-                    token = int(new[row])
-                    if token == END:
-                        running.discard(row)
-                    else:
-                        answers[row].append(token)
-                if not running:
-                    break
-                step = {"input_ids": new[:, None], "position_ids": prompt.positions[:, -1:] + number + 1}
-                mask = None if mask is None else torch.nn.functional.pad(mask, (0, 1), value=True)
-        return answers
+                return output.logits[:, -1]
+
+            return greedy(read, len(ids), max_new_tokens)
 
     def answer(self, pixels: Tensor, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
         """Answer one question a picture, uint8 (B, S, S, 3).

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from typing import Literal
@@ -14,6 +15,11 @@ from tokenary.serve.stream import Stream
 from tokenary.serve.worker import Ready
 
 State = Literal["loading", "ready", "dead", "stopped"]
+
+#: What jobs are told that end with their worker, or with the server.
+LOST, LEAVING = "the worker died while it wrote; try again", "the server is shutting down"
+FIRST_TRIES = 3  # to get a model loaded at all
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a worker is started again
 
 
 class BasePool(ABC):
@@ -44,6 +50,7 @@ class BasePool(ABC):
         self.info: Ready | None = None
         self.restarts = 0
         self._streams: dict[str, Stream] = {}
+        self._heard = 0.0
 
     @abstractmethod
     async def start(self) -> None:
@@ -73,6 +80,8 @@ class BasePool(ABC):
             raise ApiError(503, f"the model is not ready: its worker is {self.state}")
         if len(self._streams) + len(jobs) > self._settings.max_jobs:
             raise ApiError(429, f"the server writes at most {self._settings.max_jobs} texts at a time")
+        if not self._streams:  # it had nothing to say until now
+            self._heard = time.monotonic()
         stream = Stream(jobs, self._cancel)
         self._streams.update(dict.fromkeys((job.id for job in jobs), stream))
         self._send(jobs)
@@ -84,6 +93,11 @@ class BasePool(ABC):
         return len(self._streams)
 
     @property
+    def stalled(self) -> bool:
+        """Whether there are jobs, and nothing was heard for too long."""
+        return bool(self._streams) and time.monotonic() - self._heard > self._settings.stall
+
+    @property
     def resident_bytes(self) -> int:
         """Memory of the workers."""
         return 0
@@ -93,6 +107,11 @@ class BasePool(ABC):
         streams, self._streams = self._streams, {}
         for stream in set(streams.values()):
             stream.fail(503, message)
+
+    def _refuse(self, message: str) -> None:
+        """Say why no worker can load the model."""
+        if not self.refused.done():
+            self.refused.set_result(message)
 
     def _cancel(self, ids: set[str]) -> None:
         if known := [id for id in ids if self._streams.pop(id, None)]:

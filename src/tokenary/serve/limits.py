@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from starlette.datastructures import Headers
 
+from tokenary.serve.base_pool import LEAVING
 from tokenary.serve.body import Body
 from tokenary.serve.errors import ApiError
 from tokenary.serve.settings import Settings
@@ -111,7 +112,7 @@ class Gate:
             await self._app(scope, body, send)
             return
         if self.draining:
-            raise ApiError(503, "the server is shutting down")
+            raise ApiError(503, LEAVING)
         if self.in_flight >= self._settings.max_in_flight:
             raise ApiError(429, f"the server answers {self._settings.max_in_flight} requests at a time")
         self.in_flight += 1

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Sequence
 import psutil
 
 from tokenary.core.errors import TokenaryError
-from tokenary.serve.base_pool import BasePool
+from tokenary.serve.base_pool import LEAVING, LOST, BasePool
 from tokenary.serve.protocol import Job
 from tokenary.serve.settings import Settings
 from tokenary.serve.worker import (
@@ -44,7 +44,6 @@ class LocalPool(BasePool):
         super().__init__(settings)
         self._thread = threading.Thread(target=self._work, name="engine", daemon=True)
         self._worker: Worker | None = None
-        self._heard = 0.0
 
     async def start(self) -> None:
         """Start the thread; returns before the engine is made."""
@@ -55,15 +54,10 @@ class LocalPool(BasePool):
     async def stop(self) -> None:
         """End all jobs, and wait for the step under way."""
         self.state = "stopped"
-        self.give_up("the server is shutting down")
+        self.give_up(LEAVING)
         if self._worker is not None:
             self._worker.hand(b"")
             await asyncio.to_thread(self._thread.join, _LAST_STEP)
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the engine has jobs and has said nothing for too long."""
-        return bool(self._streams) and time.monotonic() - self._heard > self._settings.stall
 
     @property
     def resident_bytes(self) -> int:
@@ -71,8 +65,6 @@ class LocalPool(BasePool):
         return int(psutil.Process().memory_info().rss)
 
     def _send(self, jobs: Sequence[Job]) -> None:
-        if len(self._streams) == len(jobs):  # it had nothing to say until now
-            self._heard = time.monotonic()
         for job in jobs:
             self._hand(pack_job(job))
 
@@ -123,7 +115,7 @@ class LocalPool(BasePool):
     def _died(self) -> None:
         self.state = "dead" if self.state != "stopped" else "stopped"
         self.restarts += 1
-        self.give_up("the worker died while it wrote; try again")
+        self.give_up(LOST)
 
     def _hear(self, said: Sequence[object]) -> None:
         """Pass on what the engine says."""
@@ -133,7 +125,6 @@ class LocalPool(BasePool):
                 self.info, self.state = one, "ready" if self.state != "stopped" else "stopped"
             elif isinstance(one, Refused):
                 self.state = "dead" if self.state != "stopped" else "stopped"
-                if not self.refused.done():
-                    self.refused.set_result(one.message)
+                self._refuse(one.message)
             else:
                 self._pass_on(one)  # type: ignore[arg-type]

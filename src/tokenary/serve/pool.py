@@ -13,7 +13,7 @@ from collections.abc import Collection, Sequence
 
 import psutil
 
-from tokenary.serve.base_pool import BasePool
+from tokenary.serve.base_pool import FIRST_PAUSE, FIRST_TRIES, LEAVING, LONGEST_PAUSE, LOST, BasePool
 from tokenary.serve.protocol import Job
 from tokenary.serve.settings import Settings
 from tokenary.serve.worker import Ready, Refused, pack_cancel, pack_job, read_line
@@ -21,8 +21,6 @@ from tokenary.serve.worker import Ready, Refused, pack_cancel, pack_job, read_li
 log = logging.getLogger("tokenary.serve")
 
 _LONGEST_LINE = 64 << 20
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
-_FIRST_TRIES = 3  # to get a model loaded at all
 _STEADY = 60.0  # a worker that lived so long begins with a short pause again
 
 
@@ -39,7 +37,6 @@ class Pool(BasePool):
         super().__init__(settings)
         self._process: Process | None = None
         self._supervisor: asyncio.Task[None] | None = None
-        self._heard = 0.0
 
     async def start(self) -> None:
         """Start the worker; returns before it is ready."""
@@ -49,7 +46,7 @@ class Pool(BasePool):
     async def stop(self) -> None:
         """End the worker: let it end by itself, then kill it."""
         self.state = "stopped"
-        self.give_up("the server is shutting down")
+        self.give_up(LEAVING)
         if self._process is not None and self._process.stdin is not None:
             self._process.stdin.close()
         if self._supervisor is not None:
@@ -59,8 +56,6 @@ class Pool(BasePool):
                 await asyncio.wait([self._supervisor])
 
     def _send(self, jobs: Sequence[Job]) -> None:
-        if len(self._streams) == len(jobs):  # it had nothing to say until now
-            self._heard = time.monotonic()
         for job in jobs:
             self._write(pack_job(job))
 
@@ -87,18 +82,18 @@ class Pool(BasePool):
 
     async def _supervise(self) -> None:
         """Run one worker after the other."""
-        pause, watch = _FIRST_PAUSE, asyncio.create_task(self._watch())
+        pause, watch = FIRST_PAUSE, asyncio.create_task(self._watch())
         try:
             while self.state != "stopped":
                 began = time.monotonic()
                 await self._run_worker()
-                if self.info is None and self.restarts == _FIRST_TRIES - 1 and not self.refused.done():
-                    self.refused.set_result(f"the worker died {_FIRST_TRIES} times while it loaded the model")
+                if self.info is None and self.restarts == FIRST_TRIES - 1:
+                    self._refuse(f"the worker died {FIRST_TRIES} times while it loaded the model")
                 if self.state == "stopped" or self.refused.done():
                     return
-                pause = _FIRST_PAUSE if time.monotonic() - began > _STEADY else pause
+                pause = FIRST_PAUSE if time.monotonic() - began > _STEADY else pause
                 await asyncio.sleep(pause)
-                pause = min(2 * pause, _LONGEST_PAUSE)
+                pause = min(2 * pause, LONGEST_PAUSE)
                 self.restarts += 1
         finally:
             watch.cancel()
@@ -127,7 +122,7 @@ class Pool(BasePool):
             if self.state != "stopped":
                 self.state = "dead"
                 log.error("the worker ended with %s, %s texts were lost", code, len(self._streams))
-            self.give_up("the worker died while it wrote; try again")
+            self.give_up(LOST)
 
     def _hear(self, line: bytes) -> None:
         """Pass on what the worker says."""
@@ -138,8 +133,8 @@ class Pool(BasePool):
             log.info("the worker is ready")
         elif isinstance(said, Refused):
             log.error("the model cannot be loaded: %s", said.message)
-            if self.info is None and not self.refused.done():
-                self.refused.set_result(said.message)
+            if self.info is None:
+                self._refuse(said.message)
         else:
             self._pass_on(said)
 
@@ -147,8 +142,7 @@ class Pool(BasePool):
         """Kill a worker that has jobs and says nothing."""
         while True:
             await asyncio.sleep(min(5.0, self._settings.stall / 4))
-            silent = time.monotonic() - self._heard > self._settings.stall
-            if self.state == "ready" and self._streams and silent and self._process is not None:
+            if self.state == "ready" and self.stalled and self._process is not None:
                 log.error("the worker has said nothing for %g s and is killed", self._settings.stall)
                 with contextlib.suppress(ProcessLookupError):
                     self._process.kill()

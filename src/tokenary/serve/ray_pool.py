@@ -20,7 +20,7 @@ from typing import Any
 
 from tokenary.core.errors import OptionError, TokenaryError
 from tokenary.core.files import one_line
-from tokenary.serve.base_pool import BasePool
+from tokenary.serve.base_pool import FIRST_PAUSE, FIRST_TRIES, LEAVING, LONGEST_PAUSE, LOST, BasePool
 from tokenary.serve.protocol import Failed, Job
 from tokenary.serve.ray_replica import Replica
 from tokenary.serve.settings import Settings
@@ -28,10 +28,6 @@ from tokenary.serve.worker import Ready, Refused
 from tokenary.tokenize.engine_ray import connect
 
 log = logging.getLogger("tokenary.serve")
-
-_FIRST_TRIES = 3  # to get a model loaded at all
-_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
-_LOST = "the worker died while it wrote; try again"
 
 
 @dataclass(eq=False)
@@ -120,7 +116,7 @@ class RayPool(BasePool):
         try:
             await asyncio.to_thread(self._deploy)
         except TokenaryError as error:
-            self.refused.set_result(str(error))
+            self._refuse(str(error))
             return
         if self.state == "stopped":
             return
@@ -129,7 +125,7 @@ class RayPool(BasePool):
     async def stop(self) -> None:
         """End all jobs and remove the replicas; a cluster that was started here ends too."""
         self.state = "stopped"
-        self.give_up("the server is shutting down")
+        self.give_up(LEAVING)
         await self._starting  # a cluster that is half there cannot be ended
         for task in self._keepers:
             task.cancel()
@@ -195,7 +191,7 @@ class RayPool(BasePool):
 
     async def _keep(self, slot: Slot) -> None:
         """Follow the life of a replica, and of those that Ray starts in its place."""
-        pause = _PAUSE
+        pause = FIRST_PAUSE
         while self.state != "stopped":
             life = slot.handle.life.remote()
             try:
@@ -206,13 +202,13 @@ class RayPool(BasePool):
                 raise
             except Exception as error:  # of many classes, Ray's and Serve's
                 log.error("the replica %s ended: %s", slot.name, type(error).__name__)
-            pause = _PAUSE if slot.ready else min(2 * pause, _LONGEST_PAUSE)
+            pause = FIRST_PAUSE if slot.ready else min(2 * pause, LONGEST_PAUSE)
             slot.ready, slot.resident_bytes = False, 0
             self._set_state()
             self._deaths += 1
-            tries = _FIRST_TRIES * len(self.slots)
-            if self.info is None and self._deaths >= tries and not self.refused.done():
-                self.refused.set_result(f"the replicas died {tries} times while they loaded the model")
+            tries = FIRST_TRIES * len(self.slots)
+            if self.info is None and self._deaths >= tries:
+                self._refuse(f"the replicas died {tries} times while they loaded the model")
             if self.refused.done():
                 return
             await asyncio.sleep(pause)
@@ -222,8 +218,8 @@ class RayPool(BasePool):
         """Note what a replica says of itself."""
         if isinstance(said, Refused):
             log.error("the model cannot be loaded: %s", said.message)
-            if self.info is None and not self.refused.done():
-                self.refused.set_result(said.message)
+            if self.info is None:
+                self._refuse(said.message)
         elif isinstance(said, Ready):
             self.info, slot.ready = said, True
             log.info("the replica %s is ready", slot.name)
@@ -268,4 +264,4 @@ class RayPool(BasePool):
         for job in jobs:
             if self._relays.get(job.id) is task:
                 del self._relays[job.id]
-                self._pass_on(Failed(job.id, 503, _LOST))
+                self._pass_on(Failed(job.id, 503, LOST))

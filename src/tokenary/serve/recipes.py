@@ -25,16 +25,6 @@ from tokenary.core.recipe import WRITING, Recipe, Step
 from tokenary.core.registry import cards, method_class
 from tokenary.serve.errors import ApiError
 
-#: What requests may say in options that take any text. From most of them a method reads the file of that name, and a
-#: request must not choose what the server reads; so an option that is not listed keeps its default. None: anything.
-_FREE_TEXT: dict[tuple[str, str], tuple[str, ...] | None] = {
-    ("aded", "store"): ("auto", "builtin", "none"),
-    ("awrs", "regex"): None,
-}
-#: Options that make the worker train before it writes: the operator's choice, not a request's.
-_FIXED = ("train",)
-#: Options that multiply the sequences of a text, and how far a request may.
-_MOST = {"group": 8, "thinkers": 8, "particles": 8}
 _LONGEST = 512
 
 
@@ -71,28 +61,34 @@ def _parse(text: str, kind: str) -> Recipe:
             raise RecipeError(f"{step.slug} works on {kinds} models; this is a model of the kind {kind}")
         _check_options(step)
     for method in recipe.build().values():
-        for name, most in _MOST.items():
-            if method.options.get(name, 0) > most:
+        for name, value in method.options.items():
+            most = _remote(_properties(method.card.slug).get(name, {}))
+            if isinstance(most, int) and not isinstance(most, bool) and value > most:
                 raise RecipeError(f"{method.card.slug}: a request may set {name} to {most} at most")
     return recipe
 
 
 def _check_options(step: Step) -> None:
     """Refuse what might name a file, or have the worker train."""
-    properties = method_class(step.slug).schema().get("properties", {})
+    properties = _properties(step.slug)
     for name, value in step.options:
-        if name in _FIXED:
+        schema = properties.get(name, {})
+        may = _remote(schema)
+        if may is False and value != schema.get("default"):
             raise RecipeError(f"{step.slug}: a request may not set {name}")
-        if name in properties and _is_free(properties[name]) and value != properties[name].get("default"):
-            allowed = _FREE_TEXT.get((step.slug, name), ())
-            if allowed is not None and value not in allowed:
-                may = f": {', '.join(allowed)} may" if allowed else ""
-                raise RecipeError(f"{step.slug}: a request may not set {name} to that{may}")
+        if isinstance(may, list) and value not in may:
+            raise RecipeError(f"{step.slug}: a request may not set {name} to that: {', '.join(may)} may")
 
 
-def _is_free(schema: dict[str, Any]) -> bool:
-    """Whether an option takes any text; budgets carry examples."""
-    return schema.get("type") == "string" and not {"enum", "const", "pattern", "examples"} & schema.keys()
+def _properties(slug: str) -> dict[str, Any]:
+    return method_class(slug).schema().get("properties", {})
+
+
+def _remote(schema: dict[str, Any]) -> Any:
+    """What a request may say in an option: see `core.method.Method`; by default anything but free text."""
+    # From most options that take any text a method reads the file of that name; budgets carry examples.
+    free = schema.get("type") == "string" and not {"enum", "const", "pattern", "examples"} & schema.keys()
+    return schema.get("remote", not free)
 
 
 @functools.lru_cache(4)
@@ -114,14 +110,15 @@ def _describe(card: Card) -> dict[str, Any]:
     method = method_class(card.slug)
     defaults = inspect.signature(method).parameters
     properties = {}
-    for name, schema in method.schema().get("properties", {}).items():
-        if name in _FIXED or "const" in schema or (_is_free(schema) and (card.slug, name) not in _FREE_TEXT):
+    for name, given in _properties(card.slug).items():
+        may, schema = _remote(given), {key: value for key, value in given.items() if key != "remote"}
+        if may is False or "const" in schema:
             continue
-        properties[name] = dict(schema)
-        if allowed := _FREE_TEXT.get((card.slug, name)):
-            properties[name]["enum"] = list(allowed)
-        if name in _MOST:
-            properties[name]["maximum"] = _MOST[name]
+        if isinstance(may, list):
+            schema["enum"] = may
+        elif not isinstance(may, bool):
+            schema["maximum"] = may
         if not isinstance(schema.get("default"), bool | int | float | str | None):
-            properties[name]["default"] = str(defaults[name].default)
+            schema["default"] = str(defaults[name].default)
+        properties[name] = schema
     return {**card.to_dict(), "options": {"properties": properties}}

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from tokenary.core.errors import InputError
 from tokenary.serve.app import Service
-from tokenary.serve.base_pool import BasePool
+from tokenary.serve.base_pool import LEAVING, BasePool
 from tokenary.serve.pool import Pool
 from tokenary.serve.settings import Settings
 
@@ -125,7 +125,7 @@ class Server(uvicorn.Server):
         log.info("shutting down: %d requests have up to %g s", gate.in_flight, self.service.settings.drain)
         while gate.in_flight and time.monotonic() < until:
             await asyncio.sleep(0.05)
-        self.service.pool.give_up("the server is shutting down")
+        self.service.pool.give_up(LEAVING)
         self.should_exit = True
 
     async def _end_on_failure(self) -> None:

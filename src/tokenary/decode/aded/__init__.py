@@ -87,7 +87,7 @@ class ADED(Proposer):
     def __init__(
         self,
         nodes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = "auto",
-        store: str = "auto",
+        store: Annotated[str, Field(json_schema_extra={"remote": ["auto", "builtin", "none"]})] = "auto",
         adaptive: bool = True,
         search: Literal["mcts", "beam"] = "mcts",
         drift: Literal["sequence", "shared"] = "sequence",

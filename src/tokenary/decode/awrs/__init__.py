@@ -121,11 +121,11 @@ class AWRS(Strategy):
 
     def __init__(
         self,
-        regex: str = "",
+        regex: Annotated[str, Field(json_schema_extra={"remote": True})] = "",
         json: str = "",
         grammar: str = "",
         predicate: SkipJsonSchema[Callable[..., Any]] | Literal[""] = "",
-        particles: Annotated[int, Field(ge=1, le=1024)] = 1,
+        particles: Annotated[int, Field(ge=1, le=1024, json_schema_extra={"remote": 8})] = 1,
         ess: Annotated[float, Field(ge=0, le=1)] = 0.5,
         estimator: Literal["auto", "recursive", "geometric"] = "auto",
         max_rejects: Annotated[int, Field(ge=0)] = 0,

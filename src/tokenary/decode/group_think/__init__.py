@@ -89,7 +89,7 @@ class GroupThink(Strategy):
 
     def __init__(
         self,
-        thinkers: Annotated[int, Field(ge=1, le=64)] = 4,
+        thinkers: Annotated[int, Field(ge=1, le=64, json_schema_extra={"remote": 8})] = 4,
         mode: Literal["step", "interleaved"] = "step",
         peers: Literal["all", "none"] = "all",
         delay: Annotated[int, Field(ge=0)] = 0,

@@ -152,7 +152,7 @@ class LATR(Strategy):
 
     def __init__(
         self,
-        group: Annotated[int, Field(ge=1, le=256)] = 8,
+        group: Annotated[int, Field(ge=1, le=256, json_schema_extra={"remote": 8})] = 8,
         tau_abs: _Share = 0.25,
         tau_rel: _Share = 0.15,
         top: Annotated[int, Field(ge=2, le=16)] = 2,

@@ -15,10 +15,10 @@ rough one is trained on a few texts that the model writes itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from pydantic import Field
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -30,7 +30,8 @@ from tokenary.hf.rotation import Rotation, rotation_of
 from tokenary.memory.hisa.indexer import LightningIndexer, belongs_to, load_indexers
 from tokenary.memory.hisa.layer import HisaLayer
 from tokenary.memory.hisa.plan import Forced, Plan, Search
-from tokenary.memory.hisa.training import distil, mark, own_texts
+from tokenary.memory.hisa.training import distil
+from tokenary.memory.learnt import fits, own_texts
 from tokenary.memory.read_base import PartialRead
 
 CARD = Card(
@@ -88,6 +89,8 @@ class HISA(PartialRead):
         If a number of tokens does not fit into the blocks that are searched.
     """
 
+    toy_options: ClassVar[Mapping[str, Any]] = {"read": 8, "train": 2, "block": 4, "blocks": 3}
+
     def __init__(
         self,
         read: Budget = Budget(tokens=256),  # noqa: B008 (frozen)
@@ -98,7 +101,7 @@ class HISA(PartialRead):
         search: Search = "hierarchical",
         prefill: Literal["dense", "sparse"] = "dense",
         weights: str = "",
-        train: Annotated[int, Field(ge=0, le=1000)] = 24,
+        train: Annotated[int, Field(ge=0, le=1000, json_schema_extra={"remote": False})] = 24,
         seed: int = 0,
     ) -> None:
         super().__init__(read)
@@ -148,12 +151,6 @@ class HISA(PartialRead):
             raise RecipeError("hisa belongs to a model: call prepare(model) first")
         indexers, rotation = self._ready
         return HisaLayer(self, indexers[index], rotation, self.plan)
-
-
-def fits(model: PreTrainedModel, layers: int, known: Tensor) -> bool:
-    """Whether an indexer of so many layers, for a model of mean input embedding `known` (hidden,), is for this one."""
-    own, count = mark(model), model.config.get_text_config(decoder=True).num_hidden_layers
-    return count == layers and own.shape == known.shape and bool(torch.cosine_similarity(own, known, dim=0) > 0.98)
 
 
 def train_on_own_texts(model: PreTrainedModel, rotation: Rotation, texts: int, seed: int) -> list[LightningIndexer]:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenary.core.seeding import substream
-from tokenary.core.tree import TokenTree
 from tokenary.hf.cache import TokenLayer
 from tokenary.hf.rotation import Rotation
 from tokenary.hf.target import Target, attached
@@ -167,30 +166,6 @@ def distil(
                     total += loss.item()
                 optimizer.step()
         yield indexers, total / (len(found) * -(-len(drawn) // ROWS))
-
-
-@torch.inference_mode()
-def own_texts(model: PreTrainedModel, count: int, length: int, seed: int) -> list[list[int]]:
-    """Let a model write texts: a random token, then samples, `length` tokens each; the ids of every text."""
-    stream = substream(seed, "hisa texts")
-    texts = stream.integers(0, model.config.get_text_config(decoder=True).vocab_size, (count, 1)).tolist()
-    target = Target(model)
-    with attached(model):
-        logits = target.prefill(texts)
-        for _ in range(length - 1):
-            gumbel = torch.from_numpy(stream.gumbel(size=tuple(logits.shape))).to(logits.device)
-            for text, token in zip(texts, (logits.float() + gumbel).argmax(-1).tolist(), strict=True):
-                text.append(token)
-            logits = target.score(TokenTree.roots([text[-1] for text in texts]))[:, 0]
-            target.commit([[0]] * count)
-    return texts
-
-
-def mark(model: PreTrainedModel) -> Tensor:
-    """By what an indexer knows its model: the mean of the input embedding, (hidden,) float32."""
-    table = model.get_input_embeddings().weight
-    assert isinstance(table, Tensor)
-    return table.detach().float().mean(0).cpu()
 
 
 def rate(step: int, steps: int) -> float:

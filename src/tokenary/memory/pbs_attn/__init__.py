@@ -19,8 +19,8 @@ where its prompt ends and on how it is cut into passes. Decoding chooses nothing
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -77,6 +77,8 @@ class PBSAttn(ReadPolicy):
     OptionError
         If segments do not consist of whole blocks.
     """
+
+    toy_options: ClassVar[Mapping[str, Any]] = {"mass": 0.4, "block": 4, "segment": 8, "queries": 4}
 
     def __init__(
         self,

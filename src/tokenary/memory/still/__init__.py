@@ -20,8 +20,9 @@ are trained on a few texts that the model writes itself.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from pydantic import Field
@@ -30,9 +31,9 @@ from transformers import PretrainedConfig, PreTrainedModel
 from tokenary.core.budget import Budget
 from tokenary.core.card import Card
 from tokenary.core.errors import OptionError, RecipeError, UnsupportedModelError
-from tokenary.hf.hooks import decoder_layers
+from tokenary.hf.hooks import attention_modules
 from tokenary.memory.base import KeepLayer, KeepPolicy
-from tokenary.memory.hisa.training import mark, own_texts
+from tokenary.memory.learnt import fits, own_texts
 from tokenary.memory.still.layer import DenseLayer, StillLayer, hand_over
 from tokenary.memory.still.maps import Features, Maps, belongs_to, load_maps
 from tokenary.memory.still.routing import Routing, Rule
@@ -88,6 +89,8 @@ class STILL(KeepPolicy):
         If more tokens are salient than a chunk has.
     """
 
+    toy_options: ClassVar[Mapping[str, Any]] = {"chunk": 8, "salient": 2, "train": 1}
+
     def __init__(
         self,
         chunk: Annotated[int, Field(ge=2, le=4096)] = 64,
@@ -96,7 +99,7 @@ class STILL(KeepPolicy):
         features: Features = "norm",
         rescale: bool = False,
         weights: str = "",
-        train: Annotated[int, Field(ge=0, le=1000)] = 0,
+        train: Annotated[int, Field(ge=0, le=1000, json_schema_extra={"remote": False})] = 0,
         seed: int = 0,
     ) -> None:
         if salient > chunk:
@@ -117,9 +120,9 @@ class STILL(KeepPolicy):
         InputError
             The folder of weights cannot be read.
         """
-        blocks = decoder_layers(model)
+        attention = attention_modules(model)
         folder = Path(self.weights) if self.weights else WEIGHTS
-        if fits(model, folder):
+        if fits(model, *belongs_to(folder)):
             maps = load_maps(folder, self.variant.name, self.variant.features)
         elif self.weights or not self.train:
             raise UnsupportedModelError(
@@ -131,9 +134,8 @@ class STILL(KeepPolicy):
         dtype = torch.promote_types(model.dtype, torch.float32)
         self.maps = {layer: each.to(model.device, dtype).requires_grad_(False) for layer, each in maps.items()}
         for layer in maps:
-            attention: Any = blocks[layer].self_attn
-            if hand_over not in attention._forward_pre_hooks.values():
-                attention.register_forward_pre_hook(hand_over, with_kwargs=True)
+            if hand_over not in attention[layer]._forward_pre_hooks.values():
+                attention[layer].register_forward_pre_hook(hand_over, with_kwargs=True)
 
     def _trained(self, model: PreTrainedModel) -> dict[int, Maps]:
         """Train maps on short texts that the model writes."""
@@ -160,10 +162,3 @@ class STILL(KeepPolicy):
         """Return fresh state for one layer: one that keeps everything where no maps are."""
         maps = None if self.maps is None else self.maps.get(index)
         return DenseLayer(self) if maps is None else StillLayer(self, maps)
-
-
-def fits(model: PreTrainedModel, folder: Path) -> bool:
-    """Whether the maps in a folder are for this model, told by its layers and its mean input embedding."""
-    layers, known = belongs_to(folder)
-    own, count = mark(model), model.config.get_text_config(decoder=True).num_hidden_layers
-    return count == layers and own.shape == known.shape and bool(torch.cosine_similarity(own, known, dim=0) > 0.98)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from tokenary.core.errors import RecipeError
 from tokenary.core.token_map import Select, TokenMap
 from tokenary.hf.cache import TokenCache, TokenLayer
+from tokenary.hf.hooks import hidden_states_of
 from tokenary.memory.base import KeepLayer, PerRow
 from tokenary.memory.read_base import in_prompt
 from tokenary.memory.still.branches import Exact, State
@@ -193,4 +194,4 @@ def hand_over(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     policy = cache.token_layers[layer].policy if isinstance(cache, TokenCache) and layer is not None else None
     look = getattr(policy, "look", None)
     if look is not None:
-        look(kwargs["hidden_states"] if "hidden_states" in kwargs else args[0])
+        look(hidden_states_of(args, kwargs))

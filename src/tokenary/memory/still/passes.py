@@ -12,7 +12,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import PreTrainedModel
 
 from tokenary.hf.cache import TokenCache, TokenLayer
-from tokenary.hf.hooks import decoder_layers
+from tokenary.hf.hooks import attention_modules, decoder_layers, hidden_states_of
 from tokenary.hf.target import attached
 from tokenary.memory.base import ReadLayer
 from tokenary.memory.still.branches import Exact
@@ -84,12 +84,13 @@ def passes(model: PreTrainedModel, ids: Sequence[int], layers: Sequence[int]) ->
     hidden: dict[int, Tensor] = {}
 
     def note(module: Any, args: tuple, kwargs: dict) -> None:
-        hidden[int(module.layer_idx)] = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+        hidden[int(module.layer_idx)] = hidden_states_of(args, kwargs)
 
     def stop(module: Any, args: tuple, output: object) -> None:
         raise _Enough
 
-    handles = [blocks[index].self_attn.register_forward_pre_hook(note, with_kwargs=True) for index in layers]
+    attention = attention_modules(model)
+    handles = [attention[index].register_forward_pre_hook(note, with_kwargs=True) for index in layers]
     handles.append(blocks[max(layers)].register_forward_hook(stop))
     try:
         with attached(model), torch.no_grad():

@@ -1,6 +1,6 @@
 """The second stage: low-rank updates of the projections, by the loss of the next token, hybrid attention in place.
 
-    W + (scale / rank) B A        A random, B zero at first; W, and unless wanted the maps, stay as they are
+    W + (SCALE / rank) B A        A random, B zero at first; W, and unless wanted the maps, stay as they are
 
 The updates are added to the projections in the end: what comes out is another model, to be used with the same maps.
 """
@@ -16,41 +16,13 @@ from transformers import PreTrainedModel
 
 from tokenary.core.errors import RecipeError
 from tokenary.hf.cache import PassInfo, TokenCache
-from tokenary.hf.hooks import decoder_layers
+from tokenary.hf.hooks import attention_modules
 from tokenary.hf.target import attached
 from tokenary.memory.still import STILL
+from tokenary.models.low_rank import LowRank
 
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj")
 LR, SCALE = 1e-4, 16.0
-
-
-class LowRank(nn.Module):
-    """A linear layer with a low-rank update.
-
-    Parameters
-    ----------
-    base : nn.Linear
-        Frozen.
-    rank : int
-        Of the update.
-    """
-
-    def __init__(self, base: nn.Linear, rank: int) -> None:
-        super().__init__()
-        self.base, self.scale = base, SCALE / rank
-        self.down = nn.Parameter(base.weight.new_empty(rank, base.in_features))
-        self.up = nn.Parameter(base.weight.new_zeros(base.out_features, rank))
-        nn.init.kaiming_uniform_(self.down, a=5**0.5)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Project (..., in) to (..., out)."""
-        return self.base(states) + self.scale * (states @ self.down.mT @ self.up.mT)
-
-    @torch.no_grad()
-    def merged(self) -> nn.Linear:
-        """Return the linear layer, the update added to it."""
-        self.base.weight += self.scale * self.up @ self.down
-        return self.base
 
 
 def tune(
@@ -90,15 +62,15 @@ def tune(
     """
     if policy.maps is None:
         raise RecipeError("still belongs to a model: call prepare(model) first")
-    blocks: Any = decoder_layers(model)
+    attention: Any = attention_modules(model)
     model.requires_grad_(False)
     with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        places = [(blocks[layer].self_attn, name) for layer in policy.maps for name in PROJECTIONS]
-        updates = [LowRank(getattr(attention, name), rank) for attention, name in places]
-    for (attention, name), update in zip(places, updates, strict=True):
-        setattr(attention, name, update)
-    weights = [p for update in updates for p in (update.down, update.up)]
+        places = [(attention[layer], name) for layer in policy.maps for name in PROJECTIONS]
+        updates = [LowRank(getattr(module, name), rank, scale=SCALE / rank) for module, name in places]
+    for (module, name), update in zip(places, updates, strict=True):
+        setattr(module, name, update)
+    weights = [p for update in updates for p in (update.A, update.B)]
     if train_maps:
         weights += [p for maps in policy.maps.values() for p in maps.requires_grad_().parameters()]
     optimizer = torch.optim.AdamW(weights, lr=LR, weight_decay=0.0)
@@ -112,8 +84,8 @@ def tune(
             optimizer.zero_grad()
             yield loss.item()
     finally:
-        for (attention, name), update in zip(places, updates, strict=True):
-            setattr(attention, name, update.merged())
+        for (module, name), update in zip(places, updates, strict=True):
+            setattr(module, name, update.merged())
         for maps in policy.maps.values():
             maps.requires_grad_(False)
 

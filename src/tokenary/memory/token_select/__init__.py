@@ -13,7 +13,8 @@ unrotated; everything stays in the cache, only less of it is read.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -76,6 +77,8 @@ class TokenSelect(PartialRead):
 
     rotation: Rotation
     extends_context = True
+
+    toy_options: ClassVar[Mapping[str, Any]] = {"read": 8, "sinks": 2, "local": 6, "chunk": 4}
 
     def __init__(
         self,

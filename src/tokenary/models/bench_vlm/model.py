@@ -7,9 +7,9 @@ states, attention maps, queries and keys of every layer can be read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -312,22 +312,16 @@ class BenchVLM(nn.Module):
         list of list of int
             The ids of each answer, without ``<end>``.
         """
-        step: dict[str, Tensor] = {"inputs_embeds": self.inputs_embeds(image_tokens, ids)}
-        answers: list[list[int]] = [[] for _ in range(len(ids))]
-        running, past = set(range(len(ids))), None
-        for _ in range(max_new_tokens):
+        past: Any = None
+
+        def read(new: Tensor | None) -> Tensor:
+            nonlocal past
+            step = {"inputs_embeds": self.inputs_embeds(image_tokens, ids)} if new is None else {"input_ids": new}
             output = self.language(**step, past_key_values=past, use_cache=True, logits_to_keep=1)
-            past, new = output.past_key_values, output.logits[:, -1].argmax(-1)
-            for row in sorted(running):
-                token = int(new[row])
-                if token == END:
-                    running.discard(row)
-                else:
-                    answers[row].append(token)
-            if not running:
-                break
-            step = {"input_ids": new[:, None]}
-        return answers
+            past = output.past_key_values
+            return output.logits[:, -1]
+
+        return greedy(read, len(ids), max_new_tokens)
 
     def answer(self, pixels: Tensor, questions: Sequence[str], max_new_tokens: int = 24) -> list[str]:
         """Answer one question a picture, uint8 (B, S, S, 3).
@@ -351,6 +345,37 @@ class BenchVLM(nn.Module):
         return answers
 
 
+def greedy(read: Callable[[Tensor | None], Tensor], rows: int, max_new_tokens: int) -> list[list[int]]:
+    """Write answers greedily.
+
+    Parameters
+    ----------
+    read : callable
+        Reads the prompts, called with None, and then the newest tokens (B, 1); returns the logits after them, (B, V).
+    rows, max_new_tokens : int
+        How many answers, and where to stop one that does not end.
+
+    Returns
+    -------
+    list of list of int
+        The ids of each answer, without ``<end>``.
+    """
+    answers: list[list[int]] = [[] for _ in range(rows)]
+    running, new = set(range(rows)), None
+    for _ in range(max_new_tokens):
+        chosen = read(new).argmax(-1)
+        for row in sorted(running):
+            token = int(chosen[row])
+            if token == END:
+                running.discard(row)
+            else:
+                answers[row].append(token)
+        if not running:
+            break
+        new = chosen[:, None]
+    return answers
+
+
 def anyres_views(pixels: Tensor) -> Tensor:
     """Cut uint8 pictures (B, 2S, 2S, 3) into a thumbnail and four crops, (B, 5, S, S, 3)."""
     side = pixels.shape[1] // 2
@@ -360,4 +385,4 @@ def anyres_views(pixels: Tensor) -> Tensor:
     return torch.cat([thumbnail[:, None], crops], dim=1)
 
 
-__all__ = ["SIZES", "BenchVLM", "VLMConfig", "ViT", "VisionOutput", "anyres_views", "sized"]
+__all__ = ["SIZES", "BenchVLM", "VLMConfig", "ViT", "VisionOutput", "anyres_views", "greedy", "sized"]

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import SamConfig, SamMaskDecoderConfig
-from transformers.models.sam.modeling_sam import SamMaskDecoder, SamPositionalEmbedding, SamPromptEncoder
 
 from tokenary.core.token_map import TokenMap
+from tokenary.hf.sam import sam_heads
 from tokenary.models.mobile_sam.encoder import Plan, TinyViT, TinyViTConfig
 
 
@@ -49,23 +48,9 @@ class MobileSam(nn.Module):
 
     def __init__(self, config: TinyViTConfig, heads: int = 8, intermediate: int = 2048) -> None:
         super().__init__()
-        width = config.out
-        prompts = SamConfig(
-            vision_config={"num_pos_feats": width // 2, "image_size": config.side, "output_channels": width},
-            prompt_encoder_config={"hidden_size": width, "image_size": config.side},
-        )
-        decoder = SamMaskDecoderConfig(
-            hidden_size=width,
-            mlp_dim=intermediate,
-            num_attention_heads=heads,
-            iou_head_hidden_dim=width,
-            layer_norm_eps=1e-5,  # of the published network; transformers' default is another
-        )
-        decoder._attn_implementation = "sdpa"
         self.config = config
         self.encoder = TinyViT(config)
-        self.prompt_encoder = SamPromptEncoder(prompts)
-        self.mask_decoder = SamMaskDecoder(decoder)
+        self.prompt_encoder, self.mask_decoder = sam_heads(config.side, config.out, heads, intermediate)
 
     def prepare(self, picture: NDArray[np.uint8]) -> Tensor:
         """Scale an RGB picture (h, w, 3) so that its longer side is the network's: (1, H, W, 3) uint8."""
@@ -144,7 +129,7 @@ class MobileSam(nn.Module):
 
     def _positions(self, count: int) -> Tensor:
         """Encode the centres of all places: (B, D, rows, columns)."""
-        embedding: SamPositionalEmbedding = self.prompt_encoder.shared_embedding
+        embedding = self.prompt_encoder.shared_embedding
         rows, columns = ((torch.arange(n, device=self.device) + 0.5) / n for n in self.config.grid)
         y, x = torch.meshgrid(rows, columns, indexing="ij")
         return embedding(torch.stack([x, y], dim=-1)).permute(2, 0, 1).expand(count, -1, -1, -1)

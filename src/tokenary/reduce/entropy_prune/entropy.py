@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tokenary.core.errors import OptionError
-from tokenary.hf.hooks import decoder_layers
+from tokenary.hf.hooks import decoder_layers, hidden_states_of
 
 FLOOR = 1e-10  # of eigenvalues
 WIDTH = 128  # of a head, at most
@@ -141,7 +141,7 @@ class EntropyCurve:
             self._found[number].append(layer_entropy(hidden[:, self.start : stop].detach()).cpu())
 
     def _before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._note(0, args[0] if args else kwargs["hidden_states"])
+        self._note(0, hidden_states_of(args, kwargs))
 
     def _behind(self, number: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:

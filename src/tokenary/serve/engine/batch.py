@@ -19,6 +19,7 @@ from tokenary.hf.cache import TokenCache
 from tokenary.hf.strategy import Strategy, Task
 from tokenary.hf.target import Target
 from tokenary.models import LM
+from tokenary.run import task_of
 from tokenary.serve.engine.choosing import Choosers, Schemas
 from tokenary.serve.engine.failures import failed
 from tokenary.serve.engine.work import Clock, Work
@@ -82,7 +83,7 @@ class BatchLane:
         total = len(job.prompt) + job.max_new_tokens
         if total > self._lm.context_length and not getattr(self._methods.get("read"), "extends_context", False):
             raise InputError(f"prompt and new tokens are {total}; the context has {self._lm.context_length}")
-        task = self._task(work)
+        task = task_of(self._lm, self._methods, [job.prompt], job.max_new_tokens, work.sampler)
         chooser, target = self._chooser(work, task), task.target()
         sequence = Decoding(index, list(job.prompt), len(job.prompt), work.trace)
         self._readings.append(_Reading(work, sequence, target, target.reading([job.prompt], self._piece)))
@@ -97,21 +98,6 @@ class BatchLane:
         if strategy is not None:
             return strategy.chooser(task)
         return work.sampler if work.job.schema is None else self._schemas.chooser(work.job.schema, task)
-
-    def _task(self, work: Work) -> Task:
-        lm = self._lm
-        keep, read, store = (self._methods.get(slot) for slot in ("keep", "read", "store"))
-        return Task(
-            model=lm.model,
-            tokenizer=lm.tokenizer,
-            prompts=[work.job.prompt],
-            sampler=work.sampler,
-            max_new_tokens=work.job.max_new_tokens,
-            end_tokens=lm.eos_token_ids,
-            policies=None if keep is None else lambda: keep.attach(lm.model.config, lm.dtype),
-            readers=None if read is None else lambda: read.attach(lm.model.config),
-            stores=None if store is None else lambda: store.attach(lm.model.config),
-        )
 
     def step(self) -> list[Event]:
         """Run a pass of those who write, and read a piece of one prompt; newcomers take turns."""

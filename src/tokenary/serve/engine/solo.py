@@ -66,10 +66,10 @@ class SoloLane:
         if piece is not None:
             places = range(len(self._drafted), len(self._drafted) + len(piece.token_ids))
             self._drafted.update(zip(piece.at or places, piece.from_draft, strict=True))
-        output = generation.outputs[0]
-        work.trace, work.kv_bytes = output.trace, output.stats.kv_bytes
-        ended = piece is None or output.stats.finish != "cancelled"
-        ids, known = output.token_ids, work.new_tokens
+        sequence = generation.sequences[0]
+        work.trace, work.kv_bytes = sequence.trace, generation.peak_bytes
+        ended = piece is None or sequence.finish is not None
+        ids, known = sequence.new_ids, work.new_tokens
         mask = getattr(self._lm.model.config, "mask_token_id", None)
         settled = ids[known : ids.index(mask) if mask in ids else None]
         for token in settled:
@@ -79,7 +79,7 @@ class SoloLane:
             drafted = [self._drafted.get(known + at, False) for at in range(len(settled))]
             events.append(work.progress(settled, drafted, ended, now))
         if ended:
-            events.append(work.done(output.stats.finish, now))
+            events.append(work.done(sequence.finish or "cancelled", now))
             self.drop(work)
         return events
 
