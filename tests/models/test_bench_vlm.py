@@ -355,11 +355,22 @@ def test_every_size_takes_a_step_at_both_resolutions(size, tmp_path):
     assert not torch.equal(before[1], trainer.model.vision.positions)
 
 
-def test_steps_lower_the_loss_on_a_fixed_batch(tmp_path):
-    trainer = Trainer(TrainingOptions(size="tiny", steps=60, batch=8, lr=3e-3, blind_every=1000), CPU, tmp_path)
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_steps_lower_the_loss_on_a_fixed_batch(tmp_path, bfloat16):
+    options = TrainingOptions(size="tiny", steps=60, batch=8, lr=3e-3, blind_every=1000, bfloat16=bfloat16)
+    trainer = Trainer(options, CPU, tmp_path)
     batch = TrainingScenes(TINY, 0)[Order(0, 8)]
     losses = [trainer.train_step(batch) for _ in range(40)]
     assert losses[-1]["loss"] < 0.6 * losses[0]["loss"] and losses[20]["dense"] < 0.9 * losses[0]["dense"]
+
+
+def test_bfloat16_training_computes_nearly_the_same_loss(tmp_path):
+    batch = TrainingScenes(TINY, 0)[Order(0, 8)]
+    first, second = (
+        Trainer(TrainingOptions(size="tiny", steps=10, bfloat16=low), CPU, tmp_path).train_step(batch)["loss"]
+        for low in (False, True)
+    )
+    assert first != second and torch.allclose(first, second.float(), rtol=0.02)
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path):

@@ -30,7 +30,7 @@ from tokenary.core.errors import InputError, OptionError
 from tokenary.models.bench_vlm.assets import Split
 from tokenary.models.bench_vlm.batches import Batch, Order, Questions, TrainingScenes, questions
 from tokenary.models.bench_vlm.canvas import NUM_CLASSES
-from tokenary.models.bench_vlm.model import BenchVLM, sized
+from tokenary.models.bench_vlm.model import FLOAT32_ATTENTION, BenchVLM, sized
 from tokenary.models.bench_vlm.scenes import FAMILIES
 
 #: Exact-match accuracy that a family must reach; every family must also beat the blind model by `MARGIN`.
@@ -73,7 +73,9 @@ class TrainingOptions:
     per_family : int
         Held-out questions a family for a point of the curve; four times as many at the end.
     compile : bool
-        Compile the layers with ``torch.compile`` (worth it on a GPU).
+        Compile the layers with ``torch.compile``.
+    bfloat16 : bool
+        Multiply in bfloat16 on a CPU too (a GPU always does): 1.5 times as fast where the CPU has tiles for it (AMX).
     """
 
     size: str = "xs"
@@ -93,6 +95,7 @@ class TrainingOptions:
     evaluate_every: float = 0.05
     per_family: int = 64
     compile: bool = False
+    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -127,6 +130,8 @@ class Trainer:
         self.options, self.device, self.checkpoint = options, device, work / "checkpoint.safetensors"
         torch.manual_seed(options.seed)
         self.model = BenchVLM(sized(options.size)).to(device)
+        if options.bfloat16 and device.type == "cpu":
+            self.model.language.set_attn_implementation(FLOAT32_ATTENTION)
         self.dense_head = nn.Linear(self.model.config.vision_width, NUM_CLASSES).to(device)
         matrices = [p for p in self._parameters().values() if p.dim() >= 2]
         vectors = [p for p in self._parameters().values() if p.dim() < 2]
@@ -293,7 +298,8 @@ class Trainer:
         return dict(modules.named_parameters())  # a tied parameter appears once
 
     def _autocast(self) -> Any:
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else nullcontext()
+        low = self.device.type == "cuda" or self.options.bfloat16
+        return torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext()
 
     def _stance(self, compiled: bool) -> Any:
         """Shapes that come seldom are not worth a compilation."""
