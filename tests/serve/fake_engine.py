@@ -3,7 +3,7 @@
 A prompt that begins with ``!word`` asks for trouble: ``!crash`` kills the worker and ``!later-crash`` does so after
 some tokens, ``!defect`` and ``!later-defect`` raise in a step, ``!refuse`` is refused, ``!fail`` fails with 429,
 ``!hang`` stops the worker's loop, ``!silent`` gets no token, ``!endless`` writes until it is stopped. With ``log``,
-every step writes a line of what it ran.
+every step writes a line of what it ran. Jobs past the first ``places`` wait.
 """
 
 from __future__ import annotations
@@ -38,8 +38,9 @@ class Running:
 
 
 class FakeEngine:
-    def __init__(self, delay: float = 0.0, log: str = "") -> None:
+    def __init__(self, delay: float = 0.0, log: str = "", places: int = 1000) -> None:
         self.delay, self._log = delay, open(log, "a") if log else None  # noqa: SIM115
+        self.places = places
         self.jobs: dict[str, Running] = {}
         self.news: list[Event] = []
         self.steps = 0
@@ -69,9 +70,16 @@ class FakeEngine:
             self._write({"step": self.steps, "running": list(self.jobs)})
             time.sleep(self.delay)
         events, self.news = self.news, []
-        for running in list(self.jobs.values()):
-            events += self._advance(running)
+        for place, running in enumerate(list(self.jobs.values())):
+            events += self._advance(running) if place < self.places else self._wait(running)
         return events
+
+    def _wait(self, running: Running) -> list[Event]:
+        job = running.job
+        if job.wait is None or time.monotonic() - running.taken < job.wait:
+            return []
+        del self.jobs[job.id]
+        return [Failed(job.id, 429, "it waited")]
 
     def _advance(self, running: Running) -> list[Event]:
         job = running.job
@@ -141,8 +149,10 @@ class FakeEngine:
             self._log.flush()
 
 
-def create(delay: float = 0.0, log: str = "", load: float = 0.0, broken: str = "") -> tuple[FakeEngine, Ready]:
+def create(
+    delay: float = 0.0, log: str = "", load: float = 0.0, broken: str = "", places: int = 1000
+) -> tuple[FakeEngine, Ready]:
     time.sleep(load)
     if broken:
         raise InputError(broken)
-    return FakeEngine(delay, log), Ready("causal", CONTEXT, END + 1, "f" * 64)
+    return FakeEngine(delay, log, places), Ready("causal", CONTEXT, END + 1, "f" * 64)

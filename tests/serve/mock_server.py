@@ -153,7 +153,7 @@ class Double:
                 ]
                 held = [_share(at, prompt + done) if keep else 1.0 for at in range(prompt + done - 1)]
                 text = "".join(new)
-                choice = {**_choice(chat, text), "finish_reason": None}
+                choice = {**_choice(chat, text), "finish_reason": None, **_logprobs(chat, body, new)}
                 watched = {"tokenary": {"tokens": tokens, "held": held}} if ours["watch"] else {}
                 yield _data({**_head(chat), "choices": [choice], "usage": None, **watched})
                 await asyncio.sleep(self.pause)
@@ -197,6 +197,31 @@ def _head(chat: bool) -> dict[str, Any]:
 
 def _choice(chat: bool, text: str) -> dict[str, Any]:
     return {"index": 0, "logprobs": None, **({"delta": {"content": text}} if chat else {"text": text})}
+
+
+def _logprobs(chat: bool, body: dict[str, Any], words: list[str]) -> dict[str, Any]:
+    """Each word has half of the mass, and others less and less."""
+    if body.get("logprobs") is None or body["logprobs"] is False:
+        return {}
+    many = body.get("top_logprobs", 0) if chat else body["logprobs"]
+    top = [[word, *(f"other{n}" for n in range(1, many))][:many] for word in words]
+    halves = [-0.6931471805599453 * (n + 1) for n in range(many)]
+    if not chat:
+        listed = [dict(zip(reversed(one), reversed(halves), strict=True)) for one in top]
+        told = {"tokens": words, "token_logprobs": [-0.6931471805599453] * len(words), "text_offset": [0] * len(words)}
+        return {"logprobs": {**told, "top_logprobs": listed if many else None}}
+    content = [
+        {
+            "token": word,
+            "logprob": -0.6931471805599453,
+            "bytes": [],
+            "top_logprobs": [
+                {"token": other, "logprob": half, "bytes": []} for other, half in zip(one, halves, strict=True)
+            ],
+        }
+        for word, one in zip(words, top, strict=True)
+    ]
+    return {"logprobs": {"content": content, "refusal": None}}
 
 
 def _id(word: str) -> int:

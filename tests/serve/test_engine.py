@@ -140,12 +140,60 @@ def test_it_is_the_text_that_generate_writes():
         assert alone(lm, each) == generation.outputs[0].token_ids
 
 
-def test_between_steps_the_model_is_as_it_was():
+def test_an_idle_engine_leaves_the_model_as_it_was():
     lm = tiny_lm()
     before, engine = lm.model.config._attn_implementation, Engine(lm)
-    engine.submit(job())
+    for end in (lambda: None, lambda: engine.cancel("a")):
+        engine.submit(job())
+        engine.step()
+        assert lm.model.config._attn_implementation != before
+        end()
+        run(engine)
+        assert lm.model.config._attn_implementation == before
+
+
+def test_newcomers_are_read_together_as_far_as_a_piece_goes():
+    engine = Engine(tiny_lm(), EngineOptions(piece=40))
+    lengths = {"a": 9, "b": 7, "c": 10, "d": 8, "e": 6, "long": 50, "f": 5}
+    for name, length in lengths.items():
+        engine.submit(job(name, length))
+    steps = [engine.step() for _ in range(5)]
+    first = [next(at for at, events in enumerate(steps) if name in {event.id for event in events}) for name in lengths]
+    assert first == [0, 0, 0, 0, 1, 4, 3]  # 4 prompts of at most 10 tokens; the long one takes turns with another
+    told = run(engine)
+    for name, length in lengths.items():
+        told.progress[name] = [event for events in steps for event in events if event.id == name] + told.progress[name]
+        assert told.tokens(name) == alone(tiny_lm(), job(name, length))
+
+
+def test_a_prompt_that_cannot_be_read_hurts_nobody_who_is_read_with_it(monkeypatch):
+    from tokenary.hf.target import Target
+
+    read, bad = Target.reading, job("bad", 7)
+
+    def reading(target, prompts, chunk):
+        if bad.prompt in prompts:
+            raise ZeroDivisionError
+        return read(target, prompts, chunk)
+
+    monkeypatch.setattr(Target, "reading", reading)
+    told = run(Engine(tiny_lm()), job("a"), bad, job("b", 5))
+    assert told.failed["bad"].status == 500
+    assert {name: told.tokens(name) for name in told.done} == {
+        "a": alone(tiny_lm(), job("a")),
+        "b": alone(tiny_lm(), job("b", 5)),
+    }
+
+
+def test_who_leaves_before_it_is_read_is_not_read():
+    engine = Engine(tiny_lm(), EngineOptions(piece=40))
+    for name in ("long", "a", "b"):
+        engine.submit(job(name, 100 if name == "long" else 10))
     engine.step()
-    assert lm.model.config._attn_implementation == before
+    engine.cancel("a")
+    told = run(engine)
+    assert told.done["a"].finish == "cancelled" and not told.tokens("a")
+    assert told.tokens("b") == alone(tiny_lm(), job("b", 10))
 
 
 # ------------------------------------------------------------------------------------------------ what is told
@@ -268,6 +316,20 @@ def test_cancelled_and_late_jobs_leave_at_once():
     engine.cancel("a")
     told.take(engine.step())
     assert engine.idle and told.done["a"].finish == "cancelled" and not engine._lanes
+
+
+def test_who_is_not_begun_in_time_is_refused():
+    clock = [0.0]
+    engine, told = Engine(tiny_lm(), EngineOptions(max_batch=1), clock=lambda: clock[0]), Told()
+    for name, wait in (("begun", 3.0), ("refused", 3.0), ("patient", None)):
+        engine.submit(job(name, wait=wait))
+    for clock[0] in (0.0, 2.9, 3.0):
+        assert not told.failed
+        told.take(engine.step())
+    assert told.failed["refused"].status == 429 and "3 s" in told.failed["refused"].message
+    while not engine.idle:
+        told.take(engine.step())
+    assert set(told.done) == {"begun", "patient"}
 
 
 def test_a_full_queue_refuses():

@@ -1,6 +1,7 @@
 """Texts, stop texts, schemas, and loops of other kinds, through the engine."""
 
 import json
+import threading
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,9 @@ from tokenary.core.sampling import Sampler
 from tokenary.models.text_diffusion import build
 from tokenary.models.tiny import tiny_lm
 from tokenary.run import Generation
+from tokenary.serve import engine as engine_room
 from tokenary.serve.engine import Engine, EngineOptions
+from tokenary.serve.engine.choosing import Schemas
 from tokenary.serve.engine.text_stream import TextStream
 from tokenary.serve.protocol import Job
 from tokenary.strategy_laws import tiny_any_subset
@@ -169,6 +172,61 @@ def test_a_loop_of_its_own_runs_beside_the_others(recipe):
     assert told.tokens("streams") == expected(lm, streaming).token_ids
 
 
+def built_while_others_write(monkeypatch, patched, wanted, lm=None):
+    """Hold a build until others have had ten more steps; return what was told, and those steps."""
+    lm, gate, told, steps = lm or tiny_lm(), threading.Event(), Told(), []
+    owner, name = patched
+    make = getattr(owner, name)
+
+    def slow(*args, **kwargs):
+        assert gate.wait(20)
+        return make(*args, **kwargs)
+
+    engine = Engine(lm)
+    engine.submit(job("streams", 5, max_new_tokens=30))
+    while not told.progress["streams"]:
+        told.take(engine.step())
+    monkeypatch.setattr(owner, name, slow)
+    engine.submit(wanted)
+    engine.submit(job("beside", 6, max_new_tokens=3))  # it overtakes the one that waits
+    for _ in range(10):
+        steps.append(engine.step())
+        told.take(steps[-1])
+    assert not told.progress[wanted.id] and told.done["beside"].new_tokens == 3
+    assert all("streams" in {event.id for event in events} for events in steps)
+    gate.set()
+    while not engine.idle:
+        told.take(engine.step())
+    assert told.done["streams"].new_tokens == 30
+    return told
+
+
+def test_tokens_of_others_come_while_a_schema_is_compiled(monkeypatch, stories):
+    wanted = story(stories, "kept", "Once", schema='{"type": "boolean"}')
+    told = built_while_others_write(monkeypatch, (Schemas, "compile"), wanted, stories)
+    assert told.text("kept") in ("true", "false")
+
+
+def test_tokens_of_others_come_while_a_recipe_is_built(monkeypatch):
+    wanted = job("drafted", 12, recipe="token-recycling:nodes=4")
+    told = built_while_others_write(monkeypatch, (engine_room, "build"), wanted)
+    assert told.tokens("drafted") == run(Engine(tiny_lm()), replace(wanted, recipe="")).tokens("drafted")
+
+
+def test_a_build_that_nobody_waits_for_any_more_is_forgotten(monkeypatch):
+    gate, made = threading.Event(), []
+    monkeypatch.setattr(engine_room, "build", lambda lm, recipe: gate.wait(20) and made.append(recipe))
+    engine = Engine(tiny_lm())
+    for name in ("a", "b"):
+        engine.submit(job(name, recipe=f"prompt-lookup:nodes={ord(name) - 90}"))
+        engine.step()
+        engine.cancel(name)
+        (told,) = engine.step()  # without a word of the thread
+        assert told.finish == "cancelled" and engine.idle
+    gate.set()
+    assert not engine._builder._futures and len(made) <= 1
+
+
 def tiny_diffusion():
     lm = tiny_any_subset()
     sizes = {"hidden": 16, "layers": 2, "heads": 2, "intermediate": 32, "context": 64}
@@ -190,13 +248,12 @@ def test_models_that_fill_masks_tell_what_is_settled(recipe):
 
 def test_a_solo_job_can_be_cancelled_and_the_next_one_begins():
     lm = tiny_lm()
-    engine, told = Engine(lm), Told()
+    before, engine, told = lm.model.config._attn_implementation, Engine(lm), Told()
     own = [job(n, 12, recipe="latr:group=3", max_new_tokens=10, temperature=1.0, seed=1) for n in range(2)]
     for each in own:
         engine.submit(each)
     for _ in range(5):
         told.take(engine.step())
-    before = lm.model.config._attn_implementation
     engine.cancel("0")
     while not engine.idle:
         told.take(engine.step())

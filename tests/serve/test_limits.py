@@ -194,6 +194,20 @@ def test_one_text_too_many(server):
         assert more.status_code == 429 and "6 texts" in more.json()["error"]["message"]
 
 
+def test_who_waits_too_long_to_be_begun_is_told_when_to_come_again():
+    with running({"places": 1, "delay": 0.01}, max_wait=0.3) as server:
+        with endless(server) as first:
+            assert first.status_code == 200
+            for stream in (False, True):
+                answer = server.ask(["x", "y"], stream=stream)
+                assert answer.status_code == 429 and answer.headers["Retry-After"], answer.text
+                assert answer.json()["error"]["code"] == "rate_limit_exceeded"
+            assert server.service.pool.jobs == 1  # nobody is left in the queue
+        server.wait(lambda: server.service.pool.jobs == 0)
+        answer = server.ask(["!endless x", "y"], max_tokens=60)  # only the first text of a request has to hurry
+        assert answer.status_code == 200 and answer.json()["choices"][1]["text"] == "y"
+
+
 def test_pages_of_other_sites_are_refused(server):
     port = server.url.rsplit(":", 1)[1]
     for origin in ("https://example.org", "null", "http://localhost:1"):
@@ -295,7 +309,10 @@ def test_a_client_that_does_not_read_is_cut_off():
 
 
 def test_a_silent_stream_says_that_it_lives():
-    with running(silence=0.1) as server, endless(server, prompt="!silent", tokenary={"deadline": 1.0}) as answer:
+    with (
+        running(silence=0.1, max_wait=0.1) as server,
+        endless(server, prompt="!silent", tokenary={"deadline": 2.0}) as answer,
+    ):
         lines = list(answer.iter_lines())
         assert lines.count(": still here") >= 3 and lines[-2] == "data: [DONE]"
         assert json.loads(lines[-4].removeprefix("data: "))["error"]["code"] == "deadline_exceeded"

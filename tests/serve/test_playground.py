@@ -441,6 +441,32 @@ def test_text_view_and_copy(visit: Visit) -> None:
     assert page.evaluate("navigator.clipboard.readText()") == whole
 
 
+@pytest.mark.parametrize("mode", ["chat", "completion"])
+def test_stop_texts_and_log_probabilities(visit: Visit, double: Double, mode: str) -> None:
+    page = visit.open(f"#mode={mode}&max=4&prompt=Hi")
+    page.locator("#stops-fold summary").click()
+    page.fill("#stops", "END\n\\n\\n\n")
+    page.fill('[name="logprobs"]', "2")
+    visit.send()
+    assert double.asked[0]["stop"] == ["END", "\n\n"]
+    told = ("logprobs", "top_logprobs")
+    assert [double.asked[0].get(name) for name in told] == ([True, 2] if mode == "chat" else [2, None])
+    page.locator(".answer > .tokens .tile").nth(1).click()
+    words = page.locator(".answer .inspect").inner_text()
+    assert words.endswith("log-probability -0.69 (50.0%) · likeliest “␣river” 50.0%, “other1” 25.0%"), words
+    page.fill('[name="logprobs"]', "0")
+    page.fill("#stops", "")
+    page.fill("#prompt", "Hi")
+    visit.send()
+    assert "stop" not in double.asked[1] and double.asked[1]["logprobs"] == (True if mode == "chat" else 0)
+    page.locator(".answer > .tokens").last.locator(".tile").nth(1).click()
+    assert page.locator(".answer .inspect").last.inner_text().endswith("log-probability -0.69 (50.0%)")
+    page.fill('[name="logprobs"]', "")
+    page.fill("#prompt", "Hi")
+    visit.send()
+    assert "logprobs" not in double.asked[2]
+
+
 def test_schema_and_sampling_are_sent(visit: Visit, double: Double) -> None:
     page = visit.open("#max=5&temperature=0.8&top_p=0.9&top_k=40&seed=3&prompt=Hello")
     page.locator("#schema-fold summary").click()

@@ -20,7 +20,7 @@ from running import HERE
 
 from tokenary.serve.errors import ApiError
 from tokenary.serve.pool import Pool
-from tokenary.serve.protocol import Done, Failed, Job, Progress, TokenLogprob, pack, unpack
+from tokenary.serve.protocol import Done, Failed, Job, Progress, TokenLogprob, pack
 from tokenary.serve.settings import Settings
 from tokenary.serve.stream import Stream, joined
 from tokenary.serve.worker import Worker, pack_cancel, pack_job, read_line
@@ -40,7 +40,7 @@ def told(engine, *lines):
     worker = Worker(engine, out)
     worker.read(io.BytesIO(b"".join(lines)))
     worker.run()
-    return [read_line(line) for line in out.getvalue().splitlines()]
+    return [event for line in out.getvalue().splitlines() for event in read_line(line)]
 
 
 class Scripted(FakeEngine):
@@ -64,7 +64,7 @@ def scripted(first: bytes, after: dict[int, bytes]):
     worker = engine.worker = Worker(engine, out)
     worker._lines.put(first)
     worker.run()
-    return [read_line(line) for line in out.getvalue().splitlines()]
+    return [event for line in out.getvalue().splitlines() for event in read_line(line)]
 
 
 def test_a_cancelled_job_ends_before_the_next_step():
@@ -102,8 +102,8 @@ EVENTS = st.one_of(
 
 @given(EVENTS)
 def test_events_survive_the_wire(event):
-    line = pack(event).encode()
-    assert b"\n" not in line and unpack(line) == event and read_line(line) == event
+    line = pack([event, event])
+    assert line.index(b"\n") == len(line) - 1 and read_line(line) == [event, event]
 
 
 @settings(max_examples=50)
@@ -272,5 +272,5 @@ def test_a_worker_does_not_outlive_its_parent(tmp_path):
 
 def test_lines_that_only_a_worker_writes():
     line = json.dumps({"ready": {"kind": "causal", "context_length": 1, "vocab_size": 2, "fingerprint": ""}})
-    assert read_line(line.encode()).vocab_size == 2
-    assert read_line(b'{"refused": "no"}').message == "no"
+    assert read_line(line.encode())[0].vocab_size == 2
+    assert read_line(b'{"refused": "no"}')[0].message == "no"

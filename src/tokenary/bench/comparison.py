@@ -337,12 +337,16 @@ def _warnings(rows: Sequence[Row], rounds: int, complete: bool, load_average: fl
     unsteady = [row.name for row in rows if row.ratio.high - row.ratio.low > 0.15 * row.ratio.median]
     if unsteady:
         found.append(f"timings were unsteady (rounds more than 15% apart): {', '.join(unsteady)}")
-    for row in rows:
-        for difference in row.differences if row.lossless else ():
+    differences = [(row.name, difference) for row in rows if row.lossless for difference in row.differences]
+    for name, difference in differences:
+        if not difference.near_tie:
             gap = "" if difference.gap is None else f", where two logits are {difference.gap:.3g} apart"
-            kind = "a near-tie" if difference.near_tie else "not a near-tie"
-            where = f"{difference.case} at token {difference.position + 1}{gap}"
-            found.append(f"{row.name} differs from plain greedy on {where} ({kind})")
+            found.append(
+                f"{name} differs from plain greedy on {difference.case} at token {difference.position + 1}{gap}"
+            )
+    ties = [difference.gap or 0.0 for _, difference in differences if difference.near_tie]
+    if ties:
+        found.append(f"at near-ties two logits are at most {max(ties):.3g} apart, so that rounding decides")
     return found
 
 

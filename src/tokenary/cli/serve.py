@@ -21,6 +21,9 @@ def serve(
     port: int = typer.Option(8000, "--port", "-p", help="Port to listen on; 0 takes a free one."),
     api_key_file: Path = typer.Option(None, "--api-key-file", help="File with the key that every caller must have."),
     deadline: float = typer.Option(60.0, "--deadline", help="Seconds for a request; a client may ask for less."),
+    max_wait: float = typer.Option(
+        30.0, "--max-wait", help="Seconds in the queue; then a request is refused with 429."
+    ),
     drain: float = typer.Option(30.0, "--drain", help="Seconds that running requests are given after SIGTERM."),
     max_in_flight: int = typer.Option(128, "--max-in-flight", help="Requests at a time; more are refused with 429."),
     max_new_tokens: int = typer.Option(512, "--max-new-tokens", "-n", help="Most tokens where a request is silent."),
@@ -45,8 +48,9 @@ def serve(
 
     key, jobs = None if api_key_file is None else read_key(api_key_file), 2 * max_in_flight
     settings = Settings(
-        model=model, name=name, host=host, port=port, api_key=key, deadline=deadline, drain=drain,
-        max_in_flight=max_in_flight, max_jobs=jobs, max_new_tokens=max_new_tokens, playground=playground,
+        model=model, name=name, host=host, port=port, api_key=key, deadline=deadline, max_wait=max_wait,
+        drain=drain, max_in_flight=max_in_flight, max_jobs=jobs, max_new_tokens=max_new_tokens,
+        playground=playground,
         engine_options={"model": model, "dtype": dtype, "threads": threads, "max_waiting": jobs},
         backend=engine, replicas=replicas, address=address, gpus=gpus,  # type: ignore[arg-type]
     )  # fmt: skip

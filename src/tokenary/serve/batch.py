@@ -13,7 +13,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -280,5 +280,6 @@ def run_batch(settings: Settings, source: Path, out: Path, **options: Any) -> Su
         pool = RayPool(settings)
     else:
         pool = LocalPool(settings)
+    settings = replace(settings, max_wait=settings.deadline)  # nobody stands there and waits
     text = Text(lambda: models.load_tokenizer(settings.model), settings.max_prompt_bytes)
     return asyncio.run(Batch(settings, pool, text, source, out, **options).run())

@@ -76,9 +76,9 @@ class LocalPool(BasePool):
         if self._worker is not None:
             self._worker.hand(line)
 
-    def write(self, lines: bytes) -> None:
+    def write(self, line: bytes) -> None:
         """Take what the engine says, in its thread."""
-        said = [read_line(line) for line in lines.splitlines()]
+        said = read_line(line)
         self._call(lambda: self._hear(said))
 
     def flush(self) -> None:

@@ -153,7 +153,7 @@ class Desk:
         schema = self._schema(body, recipe)
         id, seed = uuid.uuid4().hex, secrets.randbits(31) if body.seed is None else body.seed
         choices = body.n or 1
-        jobs = []
+        jobs: list[Job] = []
         for at, ids in enumerate(rows):
             most = self._most(ids, body.limit, info, param)
             for choice in range(at * choices, (at + 1) * choices):
@@ -172,6 +172,7 @@ class Desk:
                     schema=schema,
                     watch=body.ours.watch,
                     seconds=max(0.001, ends - time.monotonic()),
+                    wait=None if jobs else self._settings.max_wait,  # the first is begun first
                 )
                 jobs.append(job)
         return Order(

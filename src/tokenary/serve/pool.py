@@ -127,16 +127,16 @@ class Pool(BasePool):
     def _hear(self, line: bytes) -> None:
         """Pass on what the worker says."""
         self._heard = time.monotonic()
-        said = read_line(line)
-        if isinstance(said, Ready):
-            self.info, self.state = said, "ready" if self.state == "loading" else self.state
-            log.info("the worker is ready")
-        elif isinstance(said, Refused):
-            log.error("the model cannot be loaded: %s", said.message)
-            if self.info is None:
-                self._refuse(said.message)
-        else:
-            self._pass_on(said)
+        for said in read_line(line):
+            if isinstance(said, Ready):
+                self.info, self.state = said, "ready" if self.state == "loading" else self.state
+                log.info("the worker is ready")
+            elif isinstance(said, Refused):
+                log.error("the model cannot be loaded: %s", said.message)
+                if self.info is None:
+                    self._refuse(said.message)
+            else:
+                self._pass_on(said)
 
     async def _watch(self) -> None:
         """Kill a worker that has jobs and says nothing."""

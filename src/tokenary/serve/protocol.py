@@ -1,9 +1,10 @@
-"""What the HTTP process and the worker process tell each other: plain values, a JSON line each."""
+"""What the HTTP process and the worker process tell each other: plain values, in lines of JSON."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -35,6 +36,8 @@ class Job:
         Tell also which positions are still held.
     seconds : float
         The job is given up so long after it was taken.
+    wait : float or None
+        It is refused where it was not begun so long after it was taken; None where it may wait all its time.
     """
 
     id: str
@@ -51,6 +54,7 @@ class Job:
     schema: str | None = None
     watch: bool = False
     seconds: float = 60.0
+    wait: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,17 +165,19 @@ _EVENTS: dict[str, type[Progress] | type[Done] | type[Failed]] = {
 _NAMES = {kind: name for name, kind in _EVENTS.items()}
 
 
-def pack(event: Event) -> str:
-    """Return an event as a line of JSON."""
-    return json.dumps({"event": _NAMES[type(event)], **asdict(event)})
+def pack(events: Iterable[Event]) -> bytes:
+    """Return the events of a step as a line of JSON."""
+    return json.dumps([[_NAMES[type(event)], vars(event)] for event in events], default=vars).encode() + b"\n"
 
 
-def unpack(line: str | bytes) -> Event:
-    """Return the event of a line."""
-    given: dict[str, Any] = json.loads(line)
-    kind = _EVENTS[given.pop("event")]
-    if kind is Progress and given["logprobs"] is not None:
-        given["logprobs"] = [
-            TokenLogprob(one["logprob"], [(token, value) for token, value in one["top"]]) for one in given["logprobs"]
+def unpack(given: Iterable[tuple[str, dict[str, Any]]]) -> list[Event]:
+    """Return the events of a line that was read."""
+    return [_EVENTS[name](**_restored(values)) for name, values in given]
+
+
+def _restored(values: dict[str, Any]) -> dict[str, Any]:
+    if values.get("logprobs") is not None:
+        values["logprobs"] = [
+            TokenLogprob(one["logprob"], [(token, value) for token, value in one["top"]]) for one in values["logprobs"]
         ]
-    return kind(**given)
+    return values

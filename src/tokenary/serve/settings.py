@@ -31,6 +31,8 @@ class Settings:
         Seconds that running requests are given after SIGTERM.
     deadline : float
         Seconds for a request; a client may ask for less.
+    max_wait : float
+        Seconds after which a request of which no text was begun is refused.
     max_body : int
         Bytes.
     max_headers : int
@@ -84,6 +86,7 @@ class Settings:
     api_key: str | None = field(default=None, repr=False)
     drain: float = 30.0
     deadline: float = 60.0
+    max_wait: float = 30.0
     max_body: int = 2_000_000
     max_headers: int = 256
     max_header_bytes: int = 65_536
@@ -110,7 +113,10 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.port <= 65535:
             raise OptionError("port", self.port, "a number from 0 to 65535")
-        for name in ("drain", "deadline", "receive_seconds", "send_seconds", "keep_alive", "silence", "grace", "stall"):
+        for name in (
+            "drain", "deadline", "max_wait", "receive_seconds", "send_seconds", "keep_alive", "silence", "grace",
+            "stall",
+        ):  # fmt: skip
             if not getattr(self, name) > 0:
                 raise OptionError(name.replace("_", "-"), getattr(self, name), "a number above 0")
         for name in ("max_body", "max_in_flight", "max_jobs", "max_prompt_bytes", "max_new_tokens", "replicas"):

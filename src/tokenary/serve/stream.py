@@ -67,12 +67,12 @@ class Stream:
         """Return the next event without taking it; None where none came in that time."""
         if not self._events:
             self._news.clear()
+            timer = asyncio.get_running_loop().call_later(seconds, self._news.set)
             try:
-                async with asyncio.timeout(seconds):
-                    await self._news.wait()
-            except TimeoutError:
-                return None
-        return self._events[0][1]
+                await self._news.wait()
+            finally:
+                timer.cancel()
+        return self._events[0][1] if self._events else None
 
     async def next(self, seconds: float) -> tuple[int, Event] | None:
         """Return the next event and the number of its job; None where none came in that time."""

@@ -22,7 +22,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import IO, Any, Protocol
 
@@ -93,12 +93,12 @@ def pack_cancel(id: str) -> bytes:
     return json.dumps({"cancel": id}).encode() + b"\n"
 
 
-def read_line(line: bytes) -> Event | Ready | Refused:
-    """Return what the worker says."""
+def read_line(line: bytes) -> Sequence[Event | Ready | Refused]:
+    """Return what the worker says: of itself, or what a step brought."""
     given = json.loads(line)
-    if "ready" in given:
-        return Ready(**given["ready"])
-    return Refused(given["refused"]) if "refused" in given else unpack(line)
+    if isinstance(given, list):
+        return unpack(given)
+    return [Ready(**given["ready"]) if "ready" in given else Refused(given["refused"])]
 
 
 def make_engine(factory: str, options: dict[str, Any]) -> tuple[Runs, Ready]:
@@ -188,13 +188,10 @@ class Worker:
             self._tell([Failed(job.id, 422, " ".join(str(error).split()))])
 
     def _tell(self, events: Iterable[Event]) -> None:
-        lines = []
-        for event in events:
-            lines.append(pack(event).encode() + b"\n")
-            if isinstance(event, (Done, Failed)):
-                self._running.discard(event.id)
-        if lines:
-            self._out.write(b"".join(lines))
+        told = list(events)
+        self._running -= {event.id for event in told if isinstance(event, (Done, Failed))}
+        if told:
+            self._out.write(pack(told))
             self._out.flush()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
@@ -18,6 +19,9 @@ from tokenary.serve.stream import Stream, joined
 from tokenary.serve.text import Text
 
 _LEAST = -9999.0  # JSON has no infinity
+_LATE = 1.0  # seconds that the worker may be late with a refusal
+_PIECE = "piece"
+_quoted = json.JSONEncoder(ensure_ascii=False).encode
 
 
 class Writer:
@@ -83,7 +87,7 @@ class Writer:
         return a.Completion(**head, object="text_completion", choices=choices, usage=usage)
 
     async def begin(self, order: Order) -> Stream:
-        """Hand over the jobs; wait a moment, so that what is refused at once has its own status.
+        """Hand over the jobs; wait for the first word, as long as they may be refused, so that this has its own status.
 
         Raises
         ------
@@ -92,7 +96,7 @@ class Writer:
         """
         stream = self._pool.submit(order.jobs)
         try:
-            first = await stream.peek(self._settings.silence)
+            first = await stream.peek(min(self._settings.max_wait + _LATE, self._left(order)))
             if isinstance(first, Failed):
                 raise ApiError(first.status, first.message)
         except BaseException:
@@ -104,19 +108,24 @@ class Writer:
         """Word the events of a stream as server-sent events."""
         done: dict[int, Done] = {}
         offsets = [0] * len(order.jobs)
-        begun: set[int] = set()
+        around: dict[int, tuple[str, str]] = {}  # of the texts that have begun
         try:
             async for found in self._events(order, stream):
                 if found is None:
                     yield ": still here\n\n"
                     continue
                 number, event = found
-                if order.chat and number not in begun:
-                    begun.add(number)
-                    yield self._chunk(order, number, None, None, a.Delta(role="assistant", content=""))
+                if number not in around:
+                    around[number] = self._around(order, number)
+                    if order.chat:
+                        yield self._chunk(order, number, None, None, a.Delta(role="assistant", content=""))
                 if isinstance(event, Progress):
-                    yield self._chunk(order, number, event, None, a.Delta(content=event.text), offsets[number])
-                    offsets[number] += sum(len(self._text.spell(id)) for id in event.token_ids)
+                    if order.jobs[number].watch or event.logprobs is not None:
+                        yield self._chunk(order, number, event, None, a.Delta(content=event.text), offsets[number])
+                        offsets[number] += sum(len(self._text.spell(id)) for id in event.token_ids)
+                    else:
+                        before, after = around[number]
+                        yield f"{before}{_quoted(event.text)}{after}"
                 elif isinstance(event, Done):
                     done[number] = event
                     if len(done) == len(order.jobs):
@@ -132,7 +141,7 @@ class Writer:
     async def _events(self, order: Order, stream: Stream) -> AsyncIterator[tuple[int, Event] | None]:
         """Give the events until all jobs have ended; None where nothing came for a while."""
         while not stream.ended:
-            left = order.ends + self._settings.grace - time.monotonic()
+            left = self._left(order)
             if left <= 0:
                 raise ApiError(504, "the deadline has passed")
             found = await stream.next(min(self._settings.silence, left))
@@ -141,6 +150,10 @@ class Writer:
             if found is not None and isinstance(found[1], Done):
                 self._metrics.done(found[1])
             yield found
+
+    def _left(self, order: Order) -> float:
+        """Seconds until an order is given up without the worker's word."""
+        return order.ends + self._settings.grace - time.monotonic()
 
     def _chunk(
         self,
@@ -166,6 +179,12 @@ class Writer:
             one = a.TextChoice(index=number, text=text, logprobs=logs, finish_reason=finish)
             chunk = a.Completion(**_head(order), object="text_completion", choices=[one], **more)
         return f"data: {chunk.json_text()}\n\n"
+
+    def _around(self, order: Order, number: int) -> tuple[str, str]:
+        """Return what stands before and after a piece of a text, in all chunks that tell nothing else."""
+        chunk = self._chunk(order, number, Progress("", [], [], _PIECE), None, a.Delta(content=_PIECE))
+        before, _, after = chunk.rpartition(_quoted(_PIECE))  # a recipe in the head may hold anything
+        return before, after
 
     def _last(self, order: Order, usage: a.Usage) -> str:
         """Word what a stream cost."""

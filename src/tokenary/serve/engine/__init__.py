@@ -1,8 +1,9 @@
 """The engine: takes jobs, runs them in lanes, a step at a time, and tells what became of them.
 
 Jobs of one recipe share a lane. A step gives the lane that worked least so far one turn: a pass of those who write, and
-a piece of a newcomer's prompt. So nobody waits longer than a pass and a piece of every other lane, whether it streams
-or has yet to begin. What a job's text is depends on the job alone.
+a piece of newcomers' prompts. So nobody waits longer than a pass and a piece of every other lane, whether it streams
+or has yet to begin. What a job needs built is built in a thread meanwhile, but for methods that are handed the model.
+What a job's text is depends on the job alone.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tokenary.hf.target import attached
 from tokenary.models import LM
 from tokenary.run import build
 from tokenary.serve.engine.batch import BatchLane
+from tokenary.serve.engine.building import Builder
 from tokenary.serve.engine.choosing import Schemas
 from tokenary.serve.engine.failures import failed
 from tokenary.serve.engine.solo import SoloLane
@@ -27,6 +29,9 @@ from tokenary.serve.protocol import Event, Failed, Job
 
 __all__ = ["Engine", "EngineOptions"]
 
+_HANDED_THE_MODEL = ("keep", "read")  # slots whose methods may run or change it when they are built
+_PATIENCE = 0.05  # seconds in which somebody without any work listens again
+
 
 class Engine:
     """Runs jobs on one model. It is not safe to call from several threads at once.
@@ -34,7 +39,7 @@ class Engine:
     Parameters
     ----------
     lm : LM
-        The model. Between steps it is as it was.
+        The model. While the engine is idle it is as it was.
     options : EngineOptions, optional
         How the machine is shared.
     clock : callable
@@ -43,11 +48,12 @@ class Engine:
 
     def __init__(self, lm: LM, options: EngineOptions | None = None, clock: Clock = time.perf_counter) -> None:
         self.lm, self.options, self._clock = lm, options or EngineOptions(), clock
-        self._schemas = Schemas(lm)
+        self._schemas, self._builder = Schemas(lm), Builder()
         self._waiting: deque[Work] = deque()
         self._lanes: dict[Recipe, Lane] = {}
         self._cancelled: set[str] = set()
         self._events: list[Event] = []
+        self._attached = contextlib.ExitStack()  # holds the model's attention while there are lanes
 
     @property
     def idle(self) -> bool:
@@ -82,12 +88,18 @@ class Engine:
     def step(self) -> list[Event]:
         """Give one lane a turn; return what is to be told."""
         events, self._events = self._events, []
-        with attached(self.lm.model) if self.lm.kind == "causal" else contextlib.nullcontext():
-            events += self._end()
+        if not self._lanes and self.lm.kind == "causal":
+            self._attached.enter_context(attached(self.lm.model))
+        events += self._end()
+        events += self._admit()
+        if not self._lanes and self._waiting:
+            self._builder.wait(_PATIENCE)
             events += self._admit()
-            if self._lanes:
-                recipe = min(self._lanes, key=lambda recipe: self._lanes[recipe].spent)
-                events += self._turn(recipe, self._lanes[recipe])
+        if self._lanes:
+            recipe = min(self._lanes, key=lambda recipe: self._lanes[recipe].spent)
+            events += self._turn(recipe, self._lanes[recipe])
+        if not self._lanes:
+            self._attached.close()
         return events
 
     def _works(self) -> list[Work]:
@@ -95,17 +107,22 @@ class Engine:
         return [*self._waiting, *(work for lane in self._lanes.values() for work in lane.works)]
 
     def _end(self) -> list[Event]:
-        """End the jobs that were cancelled, and those whose time is up."""
+        """End the jobs that were cancelled, those whose time is up, and those that waited too long."""
         now, events = self._clock(), list[Event]()
         for work in self._works():
-            late = now - work.taken >= work.job.seconds
-            if not late and work.job.id not in self._cancelled:
+            job, age = work.job, now - work.taken
+            finish = "cancelled" if job.id in self._cancelled else "deadline" if age >= job.seconds else None
+            refused = work.begun is None and job.wait is not None and age >= job.wait
+            if finish is None and not refused:
                 continue
             if work in self._waiting:
                 self._waiting.remove(work)
             else:
                 self._lanes[work.recipe].drop(work)
-            events += work.broken_off("cancelled" if work.job.id in self._cancelled else "deadline", now)
+            if finish is None:
+                events.append(Failed(job.id, 429, f"it waited {job.wait:g} s and was not begun; try again"))
+            else:
+                events += work.broken_off(finish, now)
         self._cancelled.clear()
         self._close()
         return events
@@ -119,15 +136,34 @@ class Engine:
                 break  # nobody overtakes it, so that a lane comes free
             if lane is not None and not lane.has_room:
                 continue
-            self._waiting.remove(work)
             try:
+                if not self._built(work):
+                    continue
                 lane = lane or self._lane(work.recipe)
                 work.begun = self._clock()
                 lane.begin(work)
                 self._lanes[work.recipe] = lane
             except Exception as error:
                 events.append(failed(work, error))
+            self._waiting.remove(work)
+        self._builder.keep({key for work in self._waiting for key in (work.recipe, work.job.schema)})
         return events
+
+    def _built(self, work: Work) -> bool:
+        """Whether what a job needs is there; if not, it is being built."""
+        recipe, schema, warm = work.recipe, work.job.schema, self.lm.warm
+        apart = recipe.steps and not any(step.card.slot in _HANDED_THE_MODEL for step in recipe.steps)
+        if apart and recipe not in warm:
+            methods = self._builder.take(recipe, lambda: build(self.lm, recipe))
+            if methods is None:
+                return False
+            warm[recipe] = methods
+        if schema is not None and schema not in self._schemas:
+            matcher = self._builder.take(schema, lambda: self._schemas.compile(schema))
+            if matcher is None:
+                return False
+            self._schemas.add(schema, matcher)
+        return True
 
     def _lane(self, recipe: Recipe) -> Lane:
         """Make the lane of a recipe; it starts beside the one that worked least."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,23 +16,13 @@ from tokenary.core.sampling import Chooser
 from tokenary.decode.base import Loop
 from tokenary.hf.cache import TokenCache
 from tokenary.hf.strategy import Strategy, Task
-from tokenary.hf.target import Target
 from tokenary.models import LM
 from tokenary.run import task_of
 from tokenary.serve.engine.choosing import Choosers, Schemas
 from tokenary.serve.engine.failures import failed
+from tokenary.serve.engine.reading import Newcomer, Reading
 from tokenary.serve.engine.work import Clock, Work
 from tokenary.serve.protocol import Event, TokenLogprob
-
-
-@dataclass(eq=False)
-class _Reading:
-    """A newcomer whose prompt is being read, in a target of its own."""
-
-    work: Work
-    sequence: Decoding
-    target: Target
-    steps: Generator[int, None, Tensor]
 
 
 class BatchLane:
@@ -61,7 +50,7 @@ class BatchLane:
         self.works: list[Work] = []
         self.spent = 0.0
         self._choosers = Choosers()
-        self._readings: deque[_Reading] = deque()
+        self._readings: deque[Reading] = deque()
         self._live: dict[int, Work] = {}  # by the index of the sequence
         self._loop: Loop | None = None
         self._indices = itertools.count()
@@ -84,9 +73,12 @@ class BatchLane:
         if total > self._lm.context_length and not getattr(self._methods.get("read"), "extends_context", False):
             raise InputError(f"prompt and new tokens are {total}; the context has {self._lm.context_length}")
         task = task_of(self._lm, self._methods, [job.prompt], job.max_new_tokens, work.sampler)
-        chooser, target = self._chooser(work, task), task.target()
-        sequence = Decoding(index, list(job.prompt), len(job.prompt), work.trace)
-        self._readings.append(_Reading(work, sequence, target, target.reading([job.prompt], self._piece)))
+        chooser = self._chooser(work, task)
+        newcomer = Newcomer(work, Decoding(index, list(job.prompt), len(job.prompt), work.trace), task)
+        if self._readings and self._readings[-1].takes(newcomer, self._piece):
+            self._readings[-1].newcomers.append(newcomer)
+        else:
+            self._readings.append(Reading([newcomer]))
         self._choosers.of[index] = chooser
         self.works.append(work)
 
@@ -100,7 +92,7 @@ class BatchLane:
         return work.sampler if work.job.schema is None else self._schemas.chooser(work.job.schema, task)
 
     def step(self) -> list[Event]:
-        """Run a pass of those who write, and read a piece of one prompt; newcomers take turns."""
+        """Run a pass of those who write, and read a piece: of one long prompt, or of several short ones, in turns."""
         events: list[Event] = []
         if self._loop is not None:
             emissions = self._loop.step()
@@ -109,26 +101,37 @@ class BatchLane:
         if self._readings:
             reading = self._readings.popleft()
             try:
-                next(reading.steps)
-                self._readings.append(reading)
-            except StopIteration as end:
-                events += self._join(reading, end.value)
+                logits = reading.step(self._piece)
             except Exception as error:
-                self._forget(reading.work, reading.sequence.index)
-                events.append(failed(reading.work, error))
+                return events + self._fail(reading, error)
+            if logits is None:
+                self._readings.append(reading)
+            else:
+                events += self._join(reading, logits)
         return events
 
-    def _join(self, reading: _Reading, logits: Tensor) -> list[Event]:
-        """Take a newcomer into the batch, and report its first token."""
-        index, lm = reading.sequence.index, self._lm
+    def _fail(self, reading: Reading, error: Exception) -> list[Event]:
+        """Fail a newcomer; where it was not alone, nobody knows whose fault it is, and each is read by itself."""
+        if len(reading.newcomers) > 1:
+            self._readings.extend(Reading([newcomer]) for newcomer in reading.newcomers)
+            return []
+        (newcomer,) = reading.newcomers
+        self._forget(newcomer.work, newcomer.sequence.index)
+        return [failed(newcomer.work, error)]
+
+    def _join(self, reading: Reading, logits: Tensor) -> list[Event]:
+        """Take newcomers into the batch, and report their first tokens."""
+        lm = self._lm
         if self._loop is None:
             draft = self._methods.get("draft")
             self._loop = Loop(
                 reading.target, [], self._choosers, 0, lm.eos_token_ids, draft, self._stops, told=self._note
             )
-        self._live[index] = reading.work
-        self._loop.limits[index] = reading.work.job.max_new_tokens
-        return self._report(self._loop.join(reading.target, logits, [reading.sequence]))
+        for newcomer in reading.newcomers:
+            index = newcomer.sequence.index
+            self._live[index] = newcomer.work
+            self._loop.limits[index] = newcomer.work.job.max_new_tokens
+        return self._report(self._loop.join(reading.target, logits, [one.sequence for one in reading.newcomers]))
 
     def _stops(self, index: int, ids: Sequence[int]) -> bool:
         return self._live[index].text.add(ids[-1])
@@ -179,10 +182,13 @@ class BatchLane:
     def drop(self, work: Work) -> None:
         """Forget a job that ended from outside; its row leaves before the next pass."""
         for reading in self._readings:
-            if reading.work is work:
-                self._readings.remove(reading)
-                self._forget(work, reading.sequence.index)
-                return
+            for newcomer in reading.newcomers:
+                if newcomer.work is work:
+                    self._forget(work, newcomer.sequence.index)
+                    reading.newcomers.remove(newcomer)
+                    if not reading.newcomers:
+                        self._readings.remove(reading)
+                    return
         assert self._loop is not None
         self._leave(work, next(s for s in self._loop.batch if self._live.get(s.index) is work))
 

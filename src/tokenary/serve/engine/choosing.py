@@ -66,22 +66,28 @@ class Schemas:
         self._vocabulary: Vocabulary | None = None
         self._compiled: OrderedDict[str, AWRS] = OrderedDict()
 
+    def __contains__(self, schema: str) -> bool:
+        return schema in self._compiled
+
+    def add(self, schema: str, compiled: AWRS) -> None:
+        """Keep what `compile` returned; the one not used for longest is let go."""
+        self._compiled[schema] = compiled
+        if len(self._compiled) > _SCHEMAS:
+            self._compiled.popitem(last=False)
+
     def chooser(self, schema: str, task: Task) -> Chooser:
-        """Return what chooses the tokens of a text that keeps a schema; one row.
+        """Return what chooses the tokens of a text that keeps a schema, which was added; one row."""
+        self._compiled.move_to_end(schema)
+        return self._compiled[schema].chooser(task)
+
+    def compile(self, schema: str) -> AWRS:
+        """Compile a schema; may run in a thread of its own, one at a time.
 
         Raises
         ------
         InputError, ConstraintError, UnsupportedModelError
             If it is no JSON schema, if no text keeps it, or without a tokenizer whose tokens are bytes.
         """
-        if schema not in self._compiled:
-            self._compiled[schema] = self._compile(schema)
-        self._compiled.move_to_end(schema)
-        if len(self._compiled) > _SCHEMAS:
-            self._compiled.popitem(last=False)
-        return self._compiled[schema].chooser(task)
-
-    def _compile(self, schema: str) -> AWRS:
         try:
             given = json.loads(schema)
         except ValueError as error:

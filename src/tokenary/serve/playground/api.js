@@ -92,17 +92,28 @@ function readUsage({ completion_tokens: tokens, tokenary: costs = {} }) {
   return { tokens, passes: costs.passes, rate: costs.tokens_per_pass, kv: costs.kv_bytes, finish: costs.finish?.[0] };
 }
 
+/** The log-probabilities of a choice in one shape, a token each: [{logprob, top: [[text, logprob]]}]. */
+function readLogprobs(told) {
+  const { content, token_logprobs: own = [], top_logprobs: tops } = told ?? {};
+  if (!content) return own.map((logprob, at) => ({ logprob, top: Object.entries(tops?.[at] ?? {}) }));
+  const pairs = (top) => top.map(({ token, logprob }) => [token, logprob]);
+  return content.map(({ logprob, top_logprobs: top }) => ({ logprob, top: pairs(top) }));
+}
+
 /**
  * One chunk in one shape, whatever the endpoint.
- * @returns {{text: string, tokens: {id: number, text: string, drafted: boolean}[], held: number[]|null,
- *   finish: string|null, usage: Object|null}}
+ * @returns {{text: string, tokens: {id: number, text: string, drafted: boolean, chance?: Object}[],
+ *   held: number[]|null, finish: string|null, usage: Object|null}}
  */
 export function readChunk(chunk) {
   const choice = chunk.choices?.[0] ?? {};
   const ours = chunk.tokenary ?? {};
+  const chances = readLogprobs(choice.logprobs);
   return {
     text: choice.delta?.content ?? choice.text ?? "",
-    tokens: (ours.tokens ?? []).map(({ id, text, origin }) => ({ id, text, drafted: origin === "draft" })),
+    tokens: (ours.tokens ?? []).map(({ id, text, origin }, at) => ({
+      id, text, drafted: origin === "draft", chance: chances[at],
+    })),
     held: ours.held ?? null,
     finish: choice.finish_reason ?? null,
     usage: chunk.usage ? readUsage(chunk.usage) : null,

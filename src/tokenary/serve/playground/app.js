@@ -63,7 +63,7 @@ function save() {
 function set(values) {
   state.write(values);
   composers.forEach((composer) => composer.sync());
-  for (const name of ["system", "schema"]) if (values[name]) get(`${name}-fold`).open = true;
+  for (const name of ["system", "stops", "schema"]) if (values[name]) get(`${name}-fold`).open = true;
   arrange();
 }
 

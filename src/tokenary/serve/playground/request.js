@@ -21,6 +21,20 @@ export function schema(values) {
   }
 }
 
+/** The texts that end an answer: one a line, in which \n stands for the end of a line. */
+export const stops = (values) =>
+  values.stops
+    .split(/\r?\n/)
+    .filter((line) => line !== "")
+    .map((line) => line.replaceAll("\\n", "\n"));
+
+/** The log-probabilities that are asked for, as the endpoints take it. */
+function logprobs(values) {
+  const wanted = number(values, "logprobs");
+  if (wanted === undefined) return {};
+  return values.mode === "chat" ? { logprobs: true, top_logprobs: wanted } : { logprobs: wanted };
+}
+
 /** Which endpoint a mode asks. */
 export const endpoint = (values) => (values.mode === "chat" ? "chat/completions" : "completions");
 
@@ -43,7 +57,7 @@ export function prompt(values, turns) {
  */
 export function body(values, turns, recipe) {
   const kept = schema(values);
-  const top = number(values, "top_k");
+  const [top, ends] = [number(values, "top_k"), stops(values)];
   const format = { type: "json_schema", json_schema: { name: "answer", schema: kept, strict: true } };
   return {
     ...(values.model && { model: values.model }),
@@ -53,6 +67,8 @@ export function body(values, turns, recipe) {
     top_p: number(values, "top_p"),
     seed: number(values, "seed"),
     ...(top && { top_k: top }),
+    ...(ends.length && { stop: ends }),
+    ...logprobs(values),
     ...(kept && { response_format: format }),
     tokenary: { ...(recipe && { recipe }), watch: values.watch === "1" },
   };

@@ -13,9 +13,11 @@ export const DEFAULTS = {
   temperature: "0",
   top_p: "1",
   top_k: "0",
+  logprobs: "",
   watch: "1",
   view: "tokens",
   system: "",
+  stops: "",
   schema: "",
   prompt: "",
 };

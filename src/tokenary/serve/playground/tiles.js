@@ -118,8 +118,18 @@ export class TokenList {
     if (token.kind !== "prompt") parts.push(came);
     const part = token.held === 0 ? "no longer held" : `held by ${Math.round(token.held * 100)}% of the cache`;
     parts.push(token.held === 1 ? "held" : part);
+    if (token.chance) parts.push(...likely(token.chance));
     return parts.join(" · ");
   }
+}
+
+/** What the model gave a token, and the likeliest ones in its place, the likeliest first. */
+function likely({ logprob, top }) {
+  const share = (value) => `${(100 * Math.exp(value)).toFixed(1)}%`;
+  const own = `log-probability ${logprob.toFixed(2)} (${share(logprob)})`;
+  const sorted = [...top].sort((one, other) => other[1] - one[1]);
+  const others = sorted.map(([text, value]) => `“${visible(text)}” ${share(value)}`);
+  return others.length ? [own, `likeliest ${others.join(", ")}`] : [own];
 }
 
 /** A token's text as its tile shows it. */
