@@ -8,7 +8,9 @@ torch, and whatever else fits, is taken from the environment that runs this scri
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import sys
 import sysconfig
 import venv
 
@@ -21,8 +23,21 @@ def main() -> None:
     """Create the environment, let it see ours behind its own packages, and install the pins."""
     folder = environment()
     venv.create(folder, with_pip=True, clear=True)
-    (site_packages_of(folder) / "behind.pth").write_text(sysconfig.get_path("purelib") + "\n", encoding="utf-8")
-    subprocess.run([python_of(folder), "-m", "pip", "install", "--disable-pip-version-check", *PINS], check=True)
+    ours = dict.fromkeys((sysconfig.get_path("purelib"), sysconfig.get_path("platlib")))
+    (site_packages_of(folder) / "behind.pth").write_text("\n".join([*ours, ""]), encoding="utf-8")
+    # pip sees Tokenary behind, which wants a newer transformers, and would warn of it
+    install = [
+        str(python_of(folder)),
+        "-P",
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--no-warn-conflicts",
+    ]
+    if subprocess.run([*install, *PINS]).returncode:
+        shutil.rmtree(folder)  # half an environment would be taken for a whole one
+        sys.exit("kvpress could not be installed: pip says why")
     print(folder)
 
 

@@ -3,8 +3,8 @@
     python scripts/train_still.py --out src/tokenary/memory/still/weights
 
 About twenty minutes on one core. Each update reads one text of Wikipedia prose (enwik8). The maps of the method and
-those of its controls learn from the same passes. Written are model.safetensors (float16) and a file for each control,
-config.json, curve.json and report.json. The texts of the curve's measurements are never trained on.
+those of its controls learn from the same passes. Written are model.safetensors (int8 rows, gates of rank 32) and a file
+for each control, config.json, curve.json and report.json. The texts of the curve's measurements are never trained on.
 
 With --rank a second stage follows: low-rank updates of the projections by the loss of the next token. It writes a model
 of its own into OUT/tuned, to be used with the same maps: --model OUT/tuned --with still:weights=OUT.

@@ -320,12 +320,21 @@ def test_only_the_same_run_is_resumed(no_plain, lm, make_machine, tmp_path):
 def test_a_forecast_is_near(no_plain, machine, pack_file):
     words = TEXT.split()
     data = b" ".join(random.Random(1).choices(words, k=900))
-    found = estimate(io.BytesIO(data), machine)
+    found = estimate(io.BytesIO(data), lambda: machine)
     _, summary = pack_file(data, block=1 << 20)
     assert found.size == found.text == len(data) and found.sampled > 1000 and found.seconds > 0
     assert summary.coded and 0.6 * summary.packed < found.packed < 1.7 * summary.packed
-    nothing = estimate(io.BytesIO(NOISE), machine)
-    assert nothing.text == 0 and abs(nothing.packed - len(NOISE)) < 3
+
+
+def test_a_forecast_needs_no_model_where_none_is_used(pack_file):
+    def refused():
+        raise AssertionError("the model was loaded")
+
+    for data in (NOISE, NOISE * 20 + TEXT[:64], b"", bytes(100_000), TEXT[:8] * 50_000):
+        found = estimate(io.BytesIO(data), refused)
+        _, summary = pack_file(data)
+        assert not summary.coded and (found.size, found.packed) == (len(data), summary.packed)
+        assert found.seconds == found.sampled == 0
 
 
 def test_memory_holds_a_block_not_the_file(no_plain, pack_file, monkeypatch):

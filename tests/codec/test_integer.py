@@ -58,37 +58,47 @@ def test_quantized_rows_are_within_half_a_step(values):
     assert np.abs(whole * float(scales[0]) - x[0]).max() <= 0.51 * float(scales[0]) + 1e-30
 
 
-def masked(model, ids, window, drop):
-    """Logits of the float model where each token sees its window."""
+def masked(model, ids, window, drop, sinks=0):
+    """Logits of the float model where each token sees its window, and before it the first tokens.
+
+    These stand where the window begins, so that a pass a beginning is needed.
+    """
     rows = np.arange(len(ids))
     starts = np.where(rows >= window, ((rows - window) // drop + 1) * drop, 0)
-    seen = (rows[None] <= rows[:, None]) & (rows[None] >= starts[:, None])
-    mask = torch.where(torch.from_numpy(seen), 0.0, -torch.inf)[None, None]
-    with torch.inference_mode():
-        return model(torch.tensor([ids]), attention_mask=mask).logits[0].numpy()
+    logits = np.empty((len(ids), model.config.vocab_size), np.float32)
+    for start in np.unique(starts):
+        first = rows < (sinks if start else 0)
+        seen = (rows[None] <= rows[:, None]) & ((rows[None] >= starts[:, None]) | first)
+        mask = torch.where(torch.from_numpy(seen), 0.0, -torch.inf)[None, None]
+        places = torch.from_numpy(np.where(first, start - sinks + rows, rows))[None]
+        with torch.inference_mode():
+            found = model(torch.tensor([ids]), attention_mask=mask, position_ids=places).logits[0].numpy()
+        logits[starts == start] = found[starts == start]
+    return logits
 
 
-@pytest.mark.parametrize("window", [200, 24])
+@pytest.mark.parametrize(("window", "sinks"), [(200, 0), (24, 0), (200, 3), (24, 3)])
 @pytest.mark.parametrize("heads", [(4, 2, 32), (1, 1, 64)])
-def test_logits_are_those_of_the_float_model(window, heads):
-    lm = tiny_lm(heads=heads[0], kv_heads=heads[1], hidden=heads[2], layers=3)
+def test_logits_are_those_of_the_float_model(window, sinks, heads):
+    lm = tiny_lm(heads=heads[0], kv_heads=heads[1], hidden=heads[2], layers=1 if sinks else 3)
     ids = random_ids(120)
-    expected = masked(lm.model, ids, window, 8)
-    lanes = IntegerLanes(IntegerLlama(lm), 1, window, 8)
+    expected = masked(lm.model, ids, window, 8, sinks)
+    lanes = IntegerLanes(IntegerLlama(lm), 1, window, 8, sinks)
     found = lanes.logits(np.concatenate([lanes.read([ids[i : i + 8]])[0] for i in range(0, 120, 8)]))
     error = np.abs(found - expected).mean(1) / expected.std()
     assert np.median(error) < 0.05
-    if window < 120:  # the mask is the right one: with the whole past it is another function
-        other = np.abs(found - masked(lm.model, ids, 200, 8)).mean(1) / expected.std()
-        assert np.median(other[window:]) > 4 * np.median(error[window:])
+    if window < 120:  # the mask is the right one: with the whole past, or other sinks, it is another function
+        for other in ((200, 0), (window, 0 if sinks else 3)):
+            off = np.abs(found - masked(lm.model, ids, other[0], 8, other[1])).mean(1) / expected.std()
+            assert np.median(off[window:]) > 4 * np.median(error[window:])
 
 
 @given(st.data())
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 def test_logits_do_not_depend_on_the_pieces_nor_on_the_other_lanes(data):
     model = test_logits_do_not_depend_on_the_pieces_nor_on_the_other_lanes.model
     texts = [random_ids(data.draw(st.integers(0, 60)), seed) for seed in range(3)]
-    together = IntegerLanes(model, 3, 24, 8)
+    together = IntegerLanes(model, 3, 24, 8, 3)
     found = [[] for _ in texts]
     rest = [list(text) for text in texts]
     while any(rest):
@@ -97,7 +107,7 @@ def test_logits_do_not_depend_on_the_pieces_nor_on_the_other_lanes(data):
         for states, new in zip(found, together.read(pieces), strict=True):
             states.extend(new)
     for text, states in zip(texts, found, strict=True):
-        alone = IntegerLanes(model, 1, 24, 8)
+        alone = IntegerLanes(model, 1, 24, 8, 3)
         for token, state in zip(text, states, strict=True):
             assert np.array_equal(alone.read([[token]])[0][0], state)
 

@@ -31,8 +31,8 @@ def test_lanes_come_back_over_a_sliding_window_with_skips(lm):
     def ensemble():
         return codec.ensemble(reader.vocab_size, 2)
 
-    coded = encode(reader.open(2, 24, 8), ensemble(), cut(ids, 2), 1)
-    back = decode(reader.open(2, 24, 8), ensemble(), [40, 40], coded, 1)
+    coded = encode(codec.open(reader, 2), ensemble(), cut(ids, 2), 1)
+    back = decode(codec.open(reader, 2), ensemble(), [40, 40], coded, 1)
     assert back[0] + back[1] == ids
 
 

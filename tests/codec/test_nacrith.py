@@ -196,10 +196,10 @@ def test_a_lane_of_odd_bytes_is_refused():
 def test_lanes_come_back(reader, exact, skip, monkeypatch):
     codec = Nacrith(window=24, drop=8, warm_up=5, skip=skip)
     text = (np.random.default_rng(0).integers(0, 270, 17).tolist() * 12)[:190]
-    lanes = reader.open(3, 24, 8)
+    lanes = codec.open(reader, 3)
     monkeypatch.setattr(type(lanes), "exact", exact)
     coded = encode(lanes, codec.ensemble(270, 3), cut(text, 3), 0)
-    back = decode(reader.open(3, 24, 8), codec.ensemble(270, 3), lane_lengths(190, 3), coded, 0)
+    back = decode(codec.open(reader, 3), codec.ensemble(270, 3), lane_lengths(190, 3), coded, 0)
     assert [token for lane in back for token in lane] == text
 
 
@@ -207,7 +207,7 @@ def test_reading_ahead_changes_no_byte(reader, monkeypatch):
     text, codec = np.random.default_rng(0).integers(0, 270, 100).tolist(), Nacrith(window=24, drop=8, skip=1.0)
     found = []
     for exact in (True, False):
-        lanes = reader.open(2, 24, 8)
+        lanes = codec.open(reader, 2)
         monkeypatch.setattr(type(lanes), "exact", exact)
         found.append(encode(lanes, codec.ensemble(270, 2), cut(text, 2), 0))
     assert found[0] == found[1]
@@ -238,6 +238,10 @@ def test_skipped_tokens_do_not_ask_the_model(reader):
 def test_options_are_refused():
     with pytest.raises(OptionError):
         Nacrith(window=16, drop=16)
+    with pytest.raises(OptionError):
+        Nacrith(window=16, drop=8, sinks=8)
+    with pytest.raises(OptionError):
+        Nacrith(window=64, drop=8, sinks=9)
     with pytest.raises(OptionError):
         Nacrith(mixer="soft")
     assert Nacrith(lanes=4, rate=0.001).spec() == "nacrith:lanes=4,rate=0.001" and Nacrith().spec() == "nacrith"

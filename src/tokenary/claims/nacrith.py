@@ -104,7 +104,7 @@ def _ablation(data: bytes, machine: Any) -> dict[str, float]:
     }
     tokens = [token for segment in machine.spelling.segments(data) for token in segment.tokens]
     lanes, size = cut(tokens, machine.codec.lanes_for(len(tokens))), machine.reader.vocab_size
-    feed = FeedAhead(machine.reader.open(len(lanes), machine.codec.window, machine.codec.drop), lanes, machine.start)
+    feed = FeedAhead(machine.codec.open(machine.reader, len(lanes)), lanes, machine.start)
     ensembles = {name: codec.ensemble(size, len(lanes)) for name, codec in codecs.items()}
     bits = dict.fromkeys((*codecs, "model alone, 16-bit counts"), 0.0)
     skipped = 0
@@ -202,9 +202,9 @@ def timing(seed: int = 0) -> Mapping[str, float]:
     tokens = lm.encode([_piece("enwik8", 16384, 0, seed).decode(errors="ignore")], raw=True)[0][:2048]
     size = reader.vocab_size
     began = time.perf_counter()
-    coded = encode(reader.open(8, codec.window, codec.drop), codec.ensemble(size, 8), cut(tokens, 8), 0)
+    coded = encode(codec.open(reader, 8), codec.ensemble(size, 8), cut(tokens, 8), 0)
     middle = time.perf_counter()
-    decode(reader.open(8, codec.window, codec.drop), codec.ensemble(size, 8), lane_lengths(len(tokens), 8), coded, 0)
+    decode(codec.open(reader, 8), codec.ensemble(size, 8), lane_lengths(len(tokens), 8), coded, 0)
     end = time.perf_counter()
     count, past = 256, None
     with torch.inference_mode():

@@ -175,7 +175,7 @@ def _decompress(
 def _forecast(name: str, source: IO[bytes], prepare: Callable[[], tuple[LM, Machine]], quiet: bool) -> dict[str, Any]:
     from tokenary.codec.estimate import estimate
 
-    found = estimate(source, prepare()[1])
+    found = estimate(source, lambda: prepare()[1])
     if not quiet:
         minutes = found.seconds / 60
         typer.echo(

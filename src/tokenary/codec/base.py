@@ -53,7 +53,7 @@ class Reader(Protocol):
     name: str
     vocab_size: int
 
-    def open(self, lanes: int, window: int, drop: int) -> Lanes:
+    def open(self, lanes: int, window: int, drop: int, sinks: int = 0) -> Lanes:
         """Start so many empty texts."""
 
 
@@ -62,10 +62,15 @@ class TextCodec(Method):
 
     window: int
     drop: int
+    sinks: int
 
     @abstractmethod
     def lanes_for(self, tokens: int) -> int:
         """Into how many lanes a block of so many tokens is cut."""
+
+    def open(self, reader: Reader, lanes: int) -> Lanes:
+        """Start so many empty texts, with what this method lets a token see."""
+        return reader.open(lanes, self.window, self.drop, self.sinks)
 
     @abstractmethod
     def ensemble(self, vocab_size: int, lanes: int) -> Ensemble:

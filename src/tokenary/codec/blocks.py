@@ -43,7 +43,7 @@ class Machine:
     def check(self) -> bytes:
         """Code a fixed text and return its checksum: it differs wherever probabilities would."""
         tokens = [(number * 7919 + 13) % self.reader.vocab_size for number in range(24)]
-        lanes = self.reader.open(2, self.codec.window, self.codec.drop)
+        lanes = self.codec.open(self.reader, 2)
         coded = encode(lanes, self.codec.ensemble(self.reader.vocab_size, 2), cut(tokens, 2), self.start)
         return struct.pack("<I", zlib.crc32(b"".join(coded)))
 
@@ -66,7 +66,7 @@ def _encode(data: bytes, segments: list[Segment], machine: Machine, progress: Pr
     binary = b"".join(segment.data for segment in segments if not segment.text)
     tokens = [token for segment in segments for token in segment.tokens]
     count = machine.codec.lanes_for(len(tokens))
-    lanes = machine.reader.open(count, machine.codec.window, machine.codec.drop)
+    lanes = machine.codec.open(machine.reader, count)
     coded = encode(
         lanes,
         machine.codec.ensemble(machine.reader.vocab_size, count),
@@ -99,7 +99,7 @@ def decode_block(kind: int, payload: bytes, size: int, machine: Machine, progres
         raise DamagedError("a block claims more tokens than bytes")
     lanes = [view.take(length) for length in [view.varint() for _ in range(count)]]
     texts = decode(
-        machine.reader.open(count, machine.codec.window, machine.codec.drop),
+        machine.codec.open(machine.reader, count),
         machine.codec.ensemble(machine.reader.vocab_size, count),
         lane_lengths(total, count),
         lanes,

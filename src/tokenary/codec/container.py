@@ -13,7 +13,7 @@ from typing import IO
 
 from tokenary.core.errors import InputError
 
-MAGIC = b"\x93TKZ\x01"
+MAGIC = b"\x93TKZ\x02"
 SYNC = b"\xf5TkB"
 SUFFIX = ".tkz"
 #: Kinds of frames: a part of one plain stream over the whole file; a block packed plainly; a block with coded text; the
@@ -82,6 +82,8 @@ class Header:
             It is, but the header is cut off or changed.
         """
         start = stream.read(len(MAGIC))
+        if len(start) == len(MAGIC) and start[:-1] == MAGIC[:-1] and start != MAGIC:
+            raise InputError(f"the archive is of version {start[-1]} of the format; this program reads {MAGIC[-1]}")
         if start != MAGIC:
             raise InputError("not an archive of `tokenary compress`" if start else "the archive is empty")
         length, raw = _read_varint(stream)
@@ -131,6 +133,11 @@ class Frame:
         """Return the frame as it stands in a file."""
         head = bytes([self.kind]) + varint(self.index) + varint(self.size) + varint(len(self.payload))
         return SYNC + _checked(head) + _checked(self.payload)
+
+
+def frame_size(index: int, size: int, length: int) -> int:
+    """Return the bytes of a frame with a payload of so many."""
+    return len(SYNC) + 1 + len(varint(index)) + len(varint(size)) + len(varint(length)) + 4 + length + 4
 
 
 class Bytes:

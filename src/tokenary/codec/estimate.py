@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import IO
 
 from tokenary.codec.blocks import Machine
+from tokenary.codec.files import without_model
 from tokenary.codec.lockstep import encode
 from tokenary.codec.plain import pack
-from tokenary.codec.spelling import text_bytes
 
 _SAMPLES, _TOKENS = 4, 512
 _PIECE = 1 << 18
@@ -22,7 +23,7 @@ class Estimate:
     Attributes
     ----------
     size, text : int
-        Bytes of the file, and about how many of them are text.
+        Bytes of the file, and how many of them are text.
     packed : int
         Bytes of the archive.
     seconds : float
@@ -38,31 +39,41 @@ class Estimate:
     sampled: int
 
 
-def estimate(source: IO[bytes], machine: Machine) -> Estimate:
+def estimate(source: IO[bytes], prepare: Callable[[], Machine]) -> Estimate:
     """Code a few hundred tokens at four places, and scale up.
 
     The size is that of the second half of each sample, which has context as most of a file has; what the ensemble would
-    learn over a longer text is not in it, so that it is rather too high.
+    learn over a longer text is not in it, so that it is rather too high. A file that `compress` would pack plainly is
+    packed plainly here.
+
+    Parameters
+    ----------
+    source : binary file
+        The original, which can seek.
+    prepare : callable
+        Loads the model; called only where it would be used.
     """
-    source.seek(0, 2)
-    size = source.tell()
+    plain = without_model(source)
+    size = plain.header.size
+    if plain.enough:
+        return Estimate(size, plain.text, plain.packed, 0.0, 0)
+    machine = prepare()
     texts: list[list[int]] = []
-    seen = found = binary = packed = 0
+    binary = packed = 0
     for number in range(_SAMPLES):
         source.seek(max(0, size - _PIECE) * number // max(_SAMPLES - 1, 1))
         data = source.read(_PIECE)
-        seen, found = seen + len(data), found + text_bytes(data)
         pieces = [segment for segment in machine.spelling.segments(data[: _TOKENS * 16])]
         other = b"".join(piece.data for piece in pieces if not piece.text)
         binary, packed = binary + len(other), packed + len(pack(other)[1])
         texts.append([token for piece in pieces for token in piece.tokens][:_TOKENS])
     texts = sorted((text for text in texts if text), key=len, reverse=True)
-    text = size * found // max(seen, 1)
+    text = plain.text
     rest = (size - text) * packed // max(binary, 1)
     if not texts:
-        return Estimate(size, text, rest, 0.0, 0)
+        return Estimate(size, text, plain.packed, 0.0, 0)
     at: list[tuple[int, int]] = []
-    lanes = machine.reader.open(len(texts), machine.codec.window, machine.codec.drop)
+    lanes = machine.codec.open(machine.reader, len(texts))
     began = time.perf_counter()
     ensemble = machine.codec.ensemble(machine.reader.vocab_size, len(texts))
     encode(lanes, ensemble, texts, machine.start, lambda done, coded: at.append((done, coded)))
@@ -74,7 +85,7 @@ def estimate(source: IO[bytes], machine: Machine) -> Estimate:
     return Estimate(
         size,
         text,
-        round(rest + text / bytes_of_token * share),
+        min(plain.packed, round(rest + text / bytes_of_token * share)),
         text / bytes_of_token * seconds / tokens,
         round(bytes_of_token * tokens),
     )

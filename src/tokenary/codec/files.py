@@ -15,7 +15,17 @@ from typing import IO, TypeVar
 
 from tokenary.codec.base import Reader, TextCodec
 from tokenary.codec.blocks import Machine, decode_block, encode_block
-from tokenary.codec.container import COPY, STREAM, DamagedError, Frame, Header, frames, read_frame, whole_frames
+from tokenary.codec.container import (
+    COPY,
+    STREAM,
+    DamagedError,
+    Frame,
+    Header,
+    frame_size,
+    frames,
+    read_frame,
+    whole_frames,
+)
 from tokenary.codec.plain import packer, sizes, unpack_stream
 from tokenary.codec.spelling import Spelling, text_bytes
 from tokenary.core.errors import InputError
@@ -51,6 +61,41 @@ class Summary:
     blocks: int = 0
     kept: int = 0
     lost: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Plain:
+    """What comes of a file without a model.
+
+    Attributes
+    ----------
+    header : Header
+        Of the archive, with the packing that gives the fewest bytes.
+    packed : int
+        Bytes of that archive.
+    text : int
+        Bytes of the original in runs of text.
+    enough : bool
+        A model is not worth while: there is hardly any text, or hardly anything is left.
+    """
+
+    header: Header
+    packed: int
+    text: int
+    enough: bool
+
+
+def without_model(source: IO[bytes]) -> Plain:
+    """Measure a file, and what plain packing makes of it."""
+    size, digest = measure(source)
+    packed = sizes(lambda: _pieces(source), size)
+    method = min(range(len(packed)), key=packed.__getitem__)
+    text = sum(map(text_bytes, _pieces(source)))
+    header = Header(size, digest, method)
+    lengths = [_PIECE] * (packed[method] // _PIECE) + [packed[method] % _PIECE] if size else []
+    total = len(bytes(header)) + sum(frame_size(index, 0, length) for index, length in enumerate(lengths))
+    enough = text < _TEXT_SHARE * size or not size or packed[method] < _HOPELESS * size
+    return Plain(header, total, text, enough)
 
 
 def machine_for(lm: LM, codec: TextCodec, reader: Reader) -> Machine:
@@ -112,15 +157,10 @@ def compress(
     InputError
         There is nothing to resume, or another file or other options left it.
     """
-    size, digest = measure(source)
-    partial = out.with_name(out.name + ".partial")
-    packed = sizes(lambda: _pieces(source), size)
-    method = min(range(len(packed)), key=packed.__getitem__)
-    least = packed[method]
-    plain = Header(size, digest, method)
-    share = sum(map(text_bytes, _pieces(source))) / max(size, 1)
-    if share < _TEXT_SHARE or least < _HOPELESS * size:
-        return _compress_plainly(source, partial, out, plain)
+    plain, partial = without_model(source), out.with_name(out.name + ".partial")
+    size = plain.header.size
+    if plain.enough:
+        return _compress_plainly(source, partial, out, plain.header)
     lm, machine = prepare()
     header = header_for(source, lm, machine, block)
     with _continue(partial, header) if resume else partial.open("w+b") as stream:
@@ -133,8 +173,8 @@ def compress(
         if blocks > 1:
             stream.write(bytes(Frame(COPY, blocks, 0, bytes(header))))
         total = stream.tell()
-    if least + _plain_overhead(plain, least) < total:
-        return _compress_plainly(source, partial, out, plain)
+    if plain.packed < total:
+        return _compress_plainly(source, partial, out, plain.header)
     os.replace(partial, out)
     return Summary(size, total, True, blocks, kept)
 
@@ -155,10 +195,6 @@ def _compress_plainly(source: IO[bytes], partial: Path, out: Path, header: Heade
         total = stream.tell()
     os.replace(partial, out)
     return Summary(header.size, total, False)
-
-
-def _plain_overhead(header: Header, packed: int) -> int:
-    return len(bytes(header)) + (packed // _PIECE + 1) * 22
 
 
 def _continue(partial: Path, header: Header) -> IO[bytes]:

@@ -162,9 +162,9 @@ class IntegerLlama:
             self._turns = (np.concatenate([self._turns[0], more[0]]), np.concatenate([self._turns[1], more[1]]))
         return self._turns
 
-    def open(self, lanes: int, window: int, drop: int) -> IntegerLanes:
+    def open(self, lanes: int, window: int, drop: int, sinks: int = 0) -> IntegerLanes:
         """Start so many empty texts."""
-        return IntegerLanes(self, lanes, window, drop)
+        return IntegerLanes(self, lanes, window, drop, sinks)
 
     def logits(self, hidden: NDArray[np.float32]) -> NDArray[np.float32]:
         """Map normed hidden states (R, K) to logits (R, V)."""
@@ -188,17 +188,21 @@ class IntegerLanes:
     drop : int
         Tokens that are forgotten at once where the window is full. Rotary scores depend on distances alone, so nothing
         that stays is moved or computed again.
+    sinks : int
+        First tokens of a text that are never forgotten; attention weight that has nowhere else to go rests on them.
+        Where they have left the window they stand right before it.
     """
 
     #: Whether logits are the same whatever else is read in the same pass.
     exact = True
 
-    def __init__(self, model: IntegerLlama, lanes: int, window: int, drop: int) -> None:
+    def __init__(self, model: IntegerLlama, lanes: int, window: int, drop: int, sinks: int = 0) -> None:
         self.model, self.window, self.drop = model, window, drop
         shape = (len(model.blocks), lanes, model.kv_heads, window + drop)
         self.keys = np.zeros((*shape, model.dim), np.int8)
         self.values = np.zeros((*shape[:-1], model.dim, shape[-1]), np.int8)
         self.key_scales, self.value_scales = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        self.sinks = np.zeros((2, *shape[:-1], sinks, model.dim), np.float32)  # keys, not rotated, and values
         self.length = [0] * lanes
 
     def read(self, tokens: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
@@ -243,7 +247,8 @@ class IntegerLanes:
             y, scales = block.qkv(normed)
             kernels.dequantize(y, scales, block.qkv.scales, qkv, False)
             caches = self.keys[layer], self.key_scales[layer], self.values[layer], self.value_scales[layer]
-            kernels.attend(qkv, lanes, positions, starts, *caches, cos, sin, scaling, table, attended)
+            sinks = self.sinks[0, layer], self.sinks[1, layer]
+            kernels.attend(qkv, lanes, positions, starts, *caches, *sinks, cos, sin, scaling, table, attended)
             y, scales = block.out(attended)
             kernels.dequantize(y, scales, block.out.scales, x, True)
             kernels.rms_norm(x, block.mlp_norm, model.eps, normed)

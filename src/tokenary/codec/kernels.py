@@ -168,7 +168,23 @@ def _masses(dots, key_scales, value_scales, factor, table, work, mass):
 
 
 @njit(cache=True, nogil=True)
-def attend(qkv, lanes, positions, starts, keys, key_scales, values, value_scales, cos, sin, scaling, table, out):
+def attend(
+    qkv,
+    lanes,
+    positions,
+    starts,
+    keys,
+    key_scales,
+    values,
+    value_scales,
+    sinks,
+    sink_values,
+    cos,
+    sin,
+    scaling,
+    table,
+    out,
+):
     """Write keys and values of R new tokens to the cache of their lanes, and attend from each.
 
     Parameters
@@ -181,6 +197,11 @@ def attend(qkv, lanes, positions, starts, keys, key_scales, values, value_scales
         Rings: position p lies in slot p % slots. Changed in place.
     key_scales, value_scales : float32 arrays, (lanes, Hkv, slots)
         Of each key and value. Changed in place.
+    sinks : float32 array, (lanes, Hkv, S, D)
+        Keys of a lane's first S tokens, not rotated. A row that no longer sees them in the ring sees them right before
+        its first position: it turns them to there. Changed in place.
+    sink_values : float32 array, (lanes, Hkv, S, D)
+        Their values. Changed in place.
     cos, sin : float32 arrays, (positions, D / 2)
         Rotations.
     scaling : float
@@ -196,14 +217,19 @@ def attend(qkv, lanes, positions, starts, keys, key_scales, values, value_scales
     group = heads // kv_heads
     turned, whole = np.empty(dim, np.float32), np.empty(dim, np.float32)
     query, factors = np.empty((group, dim), np.int16), np.empty(group, np.float32)
-    dots, mass = np.empty((group, slots), np.int32), np.empty((group, slots), np.int16)
-    rings, work = np.empty((2, slots), np.float32), np.empty(slots, np.float32)
+    held = sinks.shape[2]
+    dots, mass = np.empty((group, held + slots), np.int32), np.empty((group, held + slots), np.int16)
+    scales, work = np.empty((2, held + slots), np.float32), np.empty(held + slots, np.float32)
+    first_keys, first_values = np.empty((held, dim), np.int8), np.empty((dim, held), np.int8)
     total = np.empty((group, dim), np.int32)
     for r in range(rows):
         lane, position = lanes[r], positions[r]
         slot = position % slots
         for h in range(kv_heads):
             at = (heads + h) * dim
+            if position < held:
+                sinks[lane, h, position] = qkv[r, at : at + dim]
+                sink_values[lane, h, position] = qkv[r, at + kv_heads * dim : at + (kv_heads + 1) * dim]
             _rotate(qkv[r, at : at + dim], cos[position], sin[position], turned)
             key_scales[lane, h, slot] = _round_into(turned, 127, whole)
             for i in range(dim):
@@ -217,6 +243,7 @@ def attend(qkv, lanes, positions, starts, keys, key_scales, values, value_scales
         n, first = position + 1 - start, start % slots
         head = min(n, slots - first)  # the ring wraps at most once
         tail = n - head
+        aside = held if start > 0 else 0  # sinks that are not in the ring
         for h in range(kv_heads):
             for g in range(group):
                 at = (h * group + g) * dim
@@ -224,21 +251,35 @@ def attend(qkv, lanes, positions, starts, keys, key_scales, values, value_scales
                 factors[g] = _round_into(turned, QUERY_LEVELS, whole) * scaling
                 for i in range(dim):
                     query[g, i] = np.int16(whole[i])
+            for j in range(aside):
+                place = start - held + j
+                _rotate(sinks[lane, h, j], cos[place], sin[place], turned)
+                scales[0, j] = _round_into(turned, 127, whole)
+                for i in range(dim):
+                    first_keys[j, i] = np.int8(whole[i])
+                scales[1, j] = _round_into(sink_values[lane, h, j], 127, whole)
+                for i in range(dim):
+                    first_values[i, j] = np.int8(whole[i])
+            _dots(query, first_keys[:aside], dots, 0)
             if dim == 64:
-                _dots64(query, keys[lane, h, first : first + head], dots, 0)
-                _dots64(query, keys[lane, h, :tail], dots, head)
+                _dots64(query, keys[lane, h, first : first + head], dots, aside)
+                _dots64(query, keys[lane, h, :tail], dots, aside + head)
             else:
-                _dots(query, keys[lane, h, first : first + head], dots, 0)
-                _dots(query, keys[lane, h, :tail], dots, head)
-            rings[0, :head] = key_scales[lane, h, first : first + head]
-            rings[0, head:n] = key_scales[lane, h, :tail]
-            rings[1, :head] = value_scales[lane, h, first : first + head]
-            rings[1, head:n] = value_scales[lane, h, :tail]
+                _dots(query, keys[lane, h, first : first + head], dots, aside)
+                _dots(query, keys[lane, h, :tail], dots, aside + head)
+            middle, end = aside + head, aside + n
+            scales[0, aside:middle] = key_scales[lane, h, first : first + head]
+            scales[0, middle:end] = key_scales[lane, h, :tail]
+            scales[1, aside:middle] = value_scales[lane, h, first : first + head]
+            scales[1, middle:end] = value_scales[lane, h, :tail]
             for g in range(group):
-                factors[g] = _masses(dots[g, :n], rings[0, :n], rings[1, :n], factors[g], table, work[:n], mass[g])
+                factors[g] = _masses(
+                    dots[g, :end], scales[0, :end], scales[1, :end], factors[g], table, work[:end], mass[g]
+                )
             total[:] = 0
-            _weigh(mass, 0, values[lane, h], first, head, total)
-            _weigh(mass, head, values[lane, h], 0, tail, total)
+            _weigh(mass, 0, first_values, 0, aside, total)
+            _weigh(mass, aside, values[lane, h], first, head, total)
+            _weigh(mass, middle, values[lane, h], 0, tail, total)
             for g in range(group):
                 at = (h * group + g) * dim
                 for i in range(dim):

@@ -30,9 +30,9 @@ def _texts() -> dict[str, list[int]]:
 
 
 def _round_trip(codec: TextCodec, reader: IntegerLlama, text: list[int], count: int) -> tuple[int, list[int]]:
-    coded = encode(reader.open(count, codec.window, codec.drop), codec.ensemble(97, count), cut(text, count), start=1)
+    coded = encode(codec.open(reader, count), codec.ensemble(97, count), cut(text, count), start=1)
     lanes = decode(
-        reader.open(count, codec.window, codec.drop),
+        codec.open(reader, count),
         codec.ensemble(97, count),
         lane_lengths(len(text), count),
         coded,
@@ -54,7 +54,7 @@ def the_bits_are_those_of_the_weights(make: Make) -> None:
     """The coded length is what the weights say, within the last words of the lanes."""
     codec, reader, text, count = make(), _reader(), _texts()["repetitive"], 3
     ensemble, lanes = codec.ensemble(97, count), cut(text, count)
-    feed, bits = Feed(reader.open(count, codec.window, codec.drop), count, 1), 0.0
+    feed, bits = Feed(codec.open(reader, count), count, 1), 0.0
     for number in range(len(lanes[0])):
         here = [lane for lane in range(count) if number < len(lanes[lane])]
         needed = [lane for lane, needs in zip(here, ensemble.plan(here), strict=True) if needs]
@@ -83,7 +83,7 @@ def every_run_is_alike(make: Make) -> None:
     codec, reader, text = make(), _reader(), _texts()["random"]
 
     def once() -> list[bytes]:
-        return encode(reader.open(2, codec.window, codec.drop), codec.ensemble(97, 2), cut(text, 2), 1)
+        return encode(codec.open(reader, 2), codec.ensemble(97, 2), cut(text, 2), 1)
 
     first = once()
     require(first == once(), "a second run of the same instance gives other bytes")

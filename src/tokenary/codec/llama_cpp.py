@@ -55,21 +55,22 @@ class LlamaCpp:
         sized = type("Sized", (self.lib.LlamaModel,), {"n_vocab": lm.vocab_size})
         self.model, self.vocab_size = sized(str(gguf_of(lm)), options), lm.vocab_size
 
-    def open(self, lanes: int, window: int, drop: int) -> LlamaCppLanes:
+    def open(self, lanes: int, window: int, drop: int, sinks: int = 0) -> LlamaCppLanes:
         """Start so many empty texts."""
-        return LlamaCppLanes(self, lanes, window, drop)
+        return LlamaCppLanes(self, lanes, window, drop, sinks)
 
 
 class LlamaCppLanes:
     """Sequences in one context of llama.cpp; see `IntegerLanes`.
 
-    The window slides natively: the oldest `drop` keys are removed, and the others turned to their new positions.
+    The window slides natively: the oldest `drop` keys behind the sinks are removed, and the others turned to their new
+    positions.
     """
 
     exact = False
 
-    def __init__(self, model: LlamaCpp, lanes: int, window: int, drop: int) -> None:
-        self.model, self.window, self.drop, self.length = model, window, drop, [0] * lanes
+    def __init__(self, model: LlamaCpp, lanes: int, window: int, drop: int, sinks: int = 0) -> None:
+        self.model, self.window, self.drop, self.sinks, self.length = model, window, drop, sinks, [0] * lanes
         options = model.lib.LlamaContextParams()
         options.n_ctx, options.n_seq_max, options.kv_unified = lanes * -(-window // 256) * 256, lanes, False
         options.n_batch = options.n_ubatch = max(lanes * drop, 512)
@@ -83,8 +84,8 @@ class LlamaCppLanes:
         count, last = 0, [-1] * len(tokens)
         for lane, ids in enumerate(tokens):
             if self.length[lane] + len(ids) > self.window:
-                self._context.memory_seq_rm(lane, 0, self.drop)
-                self._context.memory_seq_add(lane, self.drop, -1, -self.drop)
+                self._context.memory_seq_rm(lane, self.sinks, self.sinks + self.drop)
+                self._context.memory_seq_add(lane, self.sinks + self.drop, -1, -self.drop)
                 self.length[lane] -= self.drop
             for number, token in enumerate(ids, start=1):
                 self._batch.add(int(token), self.length[lane], [lane], number == len(ids))

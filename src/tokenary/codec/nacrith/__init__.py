@@ -48,6 +48,9 @@ class Nacrith(TextCodec):
         Most tokens that the model sees.
     drop : int
         Tokens forgotten at once when the window is full; the rest stays as it is.
+    sinks : int
+        First tokens of a lane that are never forgotten. Models rest attention that has nowhere else to go on them, and
+        predict far worse without.
     order : int
         Longest context of the n-grams.
     contexts : int
@@ -73,10 +76,11 @@ class Nacrith(TextCodec):
         least: Annotated[int, Field(ge=1)] = 1024,
         window: Annotated[int, Field(ge=8, le=8192)] = 2048,
         drop: Annotated[int, Field(ge=4, le=512)] = 512,
+        sinks: Annotated[int, Field(ge=0, le=64)] = 4,
         order: Annotated[int, Field(ge=0, le=8)] = 4,
         contexts: Annotated[int, Field(ge=1)] = 500_000,
         head: bool = True,
-        rate: Annotated[float, Field(gt=0, le=1)] = 0.05,
+        rate: Annotated[float, Field(gt=0, le=1)] = 0.1,
         factors: Annotated[float, Field(ge=0, le=1)] = 0.1,
         mixer: Literal["context", "paper", "off"] = "context",
         warm_up: Annotated[int, Field(ge=0)] = 100,
@@ -84,9 +88,11 @@ class Nacrith(TextCodec):
     ) -> None:
         from tokenary.core.errors import OptionError
 
-        if drop >= window:
-            raise OptionError("drop", drop, f"less than window={window}")
-        self.window, self.drop = window, drop
+        if drop >= window - sinks:
+            raise OptionError("drop", drop, f"less than window={window} without sinks={sinks}")
+        if sinks > drop:
+            raise OptionError("sinks", sinks, f"at most drop={drop}")
+        self.window, self.drop, self.sinks = window, drop, sinks
         self.most, self.least = lanes, least
         self.settings = Settings(order, contexts, head, rate, factors, mixer, warm_up, skip)
 

@@ -25,7 +25,7 @@ class Settings:
     order: int = 4
     contexts: int = 500_000
     head: bool = True
-    rate: float = 0.05
+    rate: float = 0.1
     factors: float = 0.1
     mixer: str = "context"
     warm_up: int = 100

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from tokenary.core.errors import InputError, UnsupportedModelError
 from tokenary.memory.fasa.chunks import Agreement, Pairs, measure_agreement, pairs_of
 
-#: What is written for models that no file knows: so many texts, of so many tokens.
-TEXTS, TOKENS = 8, 384
+#: What is written for models that no file knows: so many texts, of so many tokens, of which one in so many is measured.
+TEXTS, TOKENS, EVERY = 8, 384, 4
 
 
 def agreement_of(model: PreTrainedModel, pairs: Pairs, path: str) -> Agreement:
@@ -37,7 +37,7 @@ def agreement_of(model: PreTrainedModel, pairs: Pairs, path: str) -> Agreement:
     tokens = min(TOKENS, text.max_position_embeddings // 2)
     start = text.bos_token_id if isinstance(text.bos_token_id, int) else 0
     budgets = [2**n for n in range(2, 11)]
-    return measure_agreement(model, [[start]] * TEXTS, tokens, pairs_of(model, pairs), budgets, seed=0)
+    return measure_agreement(model, [[start]] * TEXTS, tokens, pairs_of(model, pairs), budgets, seed=0, every=EVERY)
 
 
 def read(model: PreTrainedModel, pairs: Pairs, path: str | os.PathLike[str]) -> Agreement:

@@ -88,20 +88,25 @@ def agreements(query: Tensor, key: Tensor, pairs: Tensor, budgets: Sequence[int]
     Tensor
         (len(budgets), B, W, Hq, P) float32.
     """
-    batch, heads, width, size = query.shape
-    grouped, keys = query.view(batch, key.shape[1], -1, width, size), key[:, :, None]
-    hidden = ~seen.slots[:, None, None]
+    length, most, pairs = key.shape[2], budgets[-1], pairs.to(query.device)
+    grouped, hidden = query.unflatten(1, (key.shape[1], -1)), ~seen.slots[:, None, None]
 
-    def top(dims: Tensor | slice) -> Tensor:  # (B, Hkv, G, W, K) of the largest K, best first
-        scores = torch.matmul(grouped[..., dims], keys[..., dims].transpose(-1, -2)).float()
-        return scores.masked_fill_(hidden, float("-inf")).topk(budgets[-1]).indices
+    def top(scores: Tensor, hidden: Tensor) -> Tensor:  # (..., K) of the largest K, best first
+        return scores.float().masked_fill_(hidden, float("-inf")).topk(most).indices
 
-    whole, found = top(slice(None)), [top(pair) for pair in pairs.to(query.device)]
-    shares = []
-    for budget in budgets:
-        belongs = torch.zeros(*whole.shape[:-1], key.shape[2], device=query.device).scatter_(-1, whole[..., :budget], 1)
-        shares.append(torch.stack([belongs.gather(-1, chunk[..., :budget]).mean(-1) for chunk in found], dim=-1))
-    return torch.stack(shares).view(len(budgets), batch, heads, width, -1).transpose(2, 3)
+    parts = grouped[..., pairs].transpose(2, 4)  # (B, Hkv, P, W, G, 2)
+    keys = key[..., pairs].permute(0, 1, 3, 4, 2)  # (B, Hkv, P, 2, N)
+    alone = torch.matmul(parts.flatten(3, 4), keys).unflatten(3, parts.shape[3:5])
+    whole = top(torch.matmul(grouped, key[:, :, None].mT), hidden)
+    # a token is in both sets of K where the worse of its two ranks is below K
+    order = torch.arange(most, device=query.device, dtype=torch.int32)
+    ranks = order.new_full((*whole.shape[:-1], length), most)
+    ranks.scatter_(-1, whole, order.expand_as(whole))  # (B, Hkv, G, W, N)
+    found = top(alone, hidden.transpose(2, 3)[:, :, None])  # (B, Hkv, P, W, G, K)
+    ranks = ranks.transpose(2, 3)[:, :, None].expand(*found.shape[:-1], -1)
+    worse = torch.maximum(ranks.gather(-1, found), order)
+    shares = torch.stack([torch.count_nonzero(worse[..., :k] < k, dim=-1) / k for k in budgets])
+    return shares.permute(0, 1, 4, 2, 5, 3).flatten(3, 4)
 
 
 def dominant(agreement: Tensor, chunks: int, groups: int, shared: bool) -> Tensor:
@@ -135,8 +140,8 @@ def dominant(agreement: Tensor, chunks: int, groups: int, shared: bool) -> Tenso
 class AgreementLayer(ReadLayer):
     """Measures agreement on decoded tokens, and attends the ordinary way."""
 
-    def __init__(self, pairs: Tensor, budgets: Sequence[int]) -> None:
-        self.pairs, self.budgets = pairs, budgets
+    def __init__(self, pairs: Tensor, budgets: Sequence[int], every: int) -> None:
+        self.pairs, self.budgets, self.every = pairs, budgets, every
         self.sums: dict[int, Tensor] = {}
         self.counts = dict.fromkeys(budgets, 0)
 
@@ -144,7 +149,7 @@ class AgreementLayer(ReadLayer):
         self, layer: TokenLayer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float
     ) -> None:
         """Add the agreement at every budget that is at most half of what the queries see."""
-        if in_prompt(layer):
+        if in_prompt(layer) or layer.fill % self.every:
             return
         seen = Seen.of(mask, query.shape[2], key)
         budgets = [budget for budget in self.budgets if 2 * budget <= int(seen.total.min())]
@@ -162,6 +167,7 @@ def measure_agreement(
     pairs: Tensor,
     budgets: Sequence[int] = BUDGETS,
     seed: int | None = None,
+    every: int = 1,
 ) -> Agreement:
     """Let the model go on from prompts with full attention, and average the agreement over its steps.
 
@@ -179,9 +185,11 @@ def measure_agreement(
         Sizes of the sets compared; those above half of the text are left out.
     seed : int, optional
         Sample at temperature 1; without it, greedy.
+    every : int
+        Measure at one step of so many.
     """
     layers = model.config.get_text_config(decoder=True).num_hidden_layers
-    states = [AgreementLayer(pairs, budgets) for _ in range(layers)]
+    states = [AgreementLayer(pairs, budgets, every) for _ in range(layers)]
     generator = None if seed is None else torch.Generator().manual_seed(seed)
     with attached(model):
         target = Target(model, readers=states)

@@ -24,6 +24,8 @@ from tokenary.core.errors import InputError
 
 Features = Literal["norm", "hedgehog"]
 LEAST = 1e-12  # of a feature
+RANK = 32  # of what a gate learnt, in files
+_GATE, _OUT, _INTO, _SCALE = "gate.weight", ".out", ".into", ".scale"
 
 
 class NormMap(nn.Module):
@@ -108,12 +110,54 @@ def fresh_maps(layers: int, seed: int, features: Features = "norm", **sizes: int
 
 
 def save_maps(folder: Path, name: str, maps: Mapping[int, Maps], mark: Tensor | None = None) -> None:
-    """Write maps of layers in float16 to a folder; `mark` is the mean input embedding of the model, (hidden,)."""
-    tensors = nn.ModuleList(maps.values()).state_dict()
-    marked = {} if mark is None else {"mark": mark}
+    """Write maps of layers to a folder, small: rows of int8 with scales, and of gates what they learnt.
+
+    A gate starts at ones; its distance from there is written as a product of rank `RANK`.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds ``config.json`` too, for `load_maps`.
+    name : str
+        Of the file.
+    maps : mapping of int to Maps
+        By layer.
+    mark : Tensor, optional
+        Mean input embedding of the model, (hidden,).
+    """
+    tensors: dict[str, Tensor] = {} if mark is None else {"mark": mark}
+    for key, tensor in nn.ModuleList(maps.values()).state_dict().items():
+        tensors |= _packed(key, tensor.detach().float().cpu())
     part = folder / f"{name}.part"
-    save_file({key: tensor.half().contiguous() for key, tensor in tensors.items()} | marked, part)
+    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part)
     os.replace(part, folder / f"{name}.safetensors")
+
+
+def _packed(key: str, tensor: Tensor) -> dict[str, Tensor]:
+    if key.endswith(".direction"):
+        return {key: tensor.half()}
+    if not key.endswith(_GATE):
+        return _rows(key, tensor)
+    left, size, right = torch.linalg.svd(tensor - 1, full_matrices=False)
+    root = size[:RANK, None].sqrt()
+    return _rows(key + _OUT, root * left.mT[:RANK]) | _rows(key + _INTO, root * right[:RANK])
+
+
+def _rows(key: str, tensor: Tensor) -> dict[str, Tensor]:
+    scale = tensor.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+    return {key: (tensor / scale).round().to(torch.int8), key + _SCALE: scale}
+
+
+def _unpacked(found: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Undo `_packed` of all tensors of a file."""
+    tensors = {
+        key: tensor.float() * found.get(key + _SCALE, torch.ones(()))
+        for key, tensor in found.items()
+        if key != "mark" and not key.endswith(_SCALE)
+    }
+    for key in [key.removesuffix(_OUT) for key in tensors if key.endswith(_OUT)]:
+        tensors[key] = 1 + tensors.pop(key + _OUT).mT @ tensors.pop(key + _INTO)
+    return tensors
 
 
 def load_maps(folder: Path, name: str = "model", features: Features = "norm") -> dict[int, Maps]:
@@ -134,8 +178,7 @@ def load_maps(folder: Path, name: str = "model", features: Features = "norm") ->
         The folder lacks its files.
     """
     config = config_of(folder, name)
-    tensors = {key: tensor.float() for key, tensor in load_file(folder / f"{name}.safetensors").items()}
-    tensors.pop("mark", None)
+    tensors = _unpacked(load_file(folder / f"{name}.safetensors"))
     sizes = {key: int(config[key]) for key in ("heads", "size", "hidden")}
     with torch.device("meta"):  # no random weights for what is read
         maps = nn.ModuleList(Maps(**sizes, features=features) for _ in config["layers"])
