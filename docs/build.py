@@ -176,6 +176,22 @@ def compare_memory() -> str:
     return "\n".join(lines).rstrip() or f"*{NOT_YET}: `{command}` measures it.*"
 
 
+def compare_reduce() -> str:
+    """Return what reducers of image tokens keep, from ``results/compare-reduce``."""
+    from tokenary.bench.reduce_report import cells, columns, findings, title
+
+    record = _read("compare-reduce/results.json")
+    if record is None:
+        return f"*{NOT_YET}: `tokenary compare --room reduce --crops --out results/compare-reduce` measures it.*"
+    lines = [" ".join(findings(record)), ""]
+    for part in record["parts"]:
+        names = [name for name, _ in columns(part)]
+        lines += [title(part) + ".", "", *markdown(names, [cells(point, part) for point in part["points"]]), ""]
+    machine = record["machine"]
+    lines += [f"{machine['device']}, {machine['threads']} threads; {record['date'][:10]}.", ""]
+    return "\n".join([*lines, *(f"- {note}" for note in (*record["left_out"], *record["warnings"]))])
+
+
 def servers() -> str:
     """Return tokens a second of servers, from ``results/timing/servers.json``."""
     record = _read("timing/servers.json")
@@ -224,6 +240,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "transfers": transfers,
     "compare-memory": compare_memory,
+    "compare-reduce": compare_reduce,
     "tokenize-speed": tokenize_speed,
     "servers": servers,
     "reads": reads,

@@ -89,6 +89,13 @@ def test_dry_run_writes_nothing(toy, capsys):
     assert [file.name for file in toy.iterdir()] == ["a.txt"]
 
 
+def test_a_dry_run_of_what_is_no_text_loads_no_model(toy, capsys, monkeypatch):
+    monkeypatch.setattr(commands, "_load", lambda name: pytest.fail("the model was loaded"))
+    (toy / "photo.jpg").write_bytes(b"\xff\xd8\xff\xe0" + os.urandom(5000))
+    assert run(["compress", "photo.jpg", "--dry-run", *OPTIONS]) == 0
+    assert "0% text" in capsys.readouterr().out
+
+
 def test_wrong_files_are_one_line(toy):
     with pytest.raises(InputError, match="cannot read"):
         run(["compress", "nothing.txt"])

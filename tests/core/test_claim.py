@@ -72,6 +72,11 @@ def test_worse_is_never_shown(method, baseline, direction):
         assert (verdict == "shown") == (claim(direction).size(outcome(method, baseline)) >= 1.25)
 
 
+@pytest.mark.parametrize("error", [math.nan, math.inf])
+def test_without_an_error_nothing_is_shown(error):
+    assert claim().judge(Outcome(Figure("m", 2.0), Figure("old", 1.0), paired_spread=error)) == "not shown"
+
+
 def test_a_record_is_complete_json_and_holds_both_runs():
     record = claim().record(seed=3, model={"name": "toy", "sha256": "00"})
     assert json.loads(json.dumps(record)) == record

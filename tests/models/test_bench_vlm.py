@@ -27,7 +27,7 @@ from tokenary.models.bench_vlm.assets import PHOTOS, SPLITS, assets, resize, spl
 from tokenary.models.bench_vlm.batches import EVALUATION_SEED, Batch, Order, TrainingScenes, collate
 from tokenary.models.bench_vlm.canvas import NUM_CLASSES, sprite
 from tokenary.models.bench_vlm.model import anyres_views
-from tokenary.models.bench_vlm.training import GATES, judge, schedule
+from tokenary.models.bench_vlm.training import GATES, judge, schedule, tag_loss
 from tokenary.models.bench_vlm.vocabulary import COLOURS, SHAPES
 
 S, XS, TINY = (SIZES[name].geometry for name in ("s", "xs", "tiny"))
@@ -347,7 +347,7 @@ def test_every_size_takes_a_step_at_both_resolutions(size, tmp_path):
     drawn = TrainingScenes(trainer.model.config.geometry, 0)
     before = trainer.model.newline.clone(), trainer.model.vision.positions.clone()
     parts = trainer.train_step(drawn[Order(0, 1)])
-    assert set(parts) == {"loss", "dense", "norm"} and all(torch.isfinite(value) for value in parts.values())
+    assert set(parts) == {"loss", "dense", "tags", "norm"} and all(torch.isfinite(value) for value in parts.values())
     assert torch.equal(before[0], trainer.model.newline)  # only a large picture has newlines
     parts = trainer.train_step(drawn[Order(1, 1, anyres=True)])
     assert set(parts) == {"anyres", "norm"} and torch.isfinite(parts["anyres"])
@@ -362,6 +362,13 @@ def test_steps_lower_the_loss_on_a_fixed_batch(tmp_path, bfloat16):
     batch = TrainingScenes(TINY, 0)[Order(0, 8)]
     losses = [trainer.train_step(batch) for _ in range(40)]
     assert losses[-1]["loss"] < 0.6 * losses[0]["loss"] and losses[20]["dense"] < 0.9 * losses[0]["dense"]
+    assert losses[-1]["tags"] < 0.6 * losses[0]["tags"]
+
+
+def test_the_class_token_is_asked_what_there_is():
+    batch = collate([render(XS, "train", 2, index) for index in range(4)])
+    there = torch.stack([torch.isin(torch.arange(NUM_CLASSES), classes) for classes in batch.classes])
+    assert tag_loss(torch.where(there, 30.0, -30.0), batch) < 1e-6 < tag_loss(torch.zeros(4, NUM_CLASSES), batch)
 
 
 def test_bfloat16_training_computes_nearly_the_same_loss(tmp_path):

@@ -1,7 +1,8 @@
 """The fair comparison: recipes timed in turns on the same prompts, their quality on real text, a table and a report.
 
-``compare`` does all of it, ``compare_memory`` asks memories about long texts. Parts of them: ``measure.measure`` (time,
-passes, bytes, equality of outputs), ``quality.sweep`` (perplexity over budgets) and ``memory_reading.read_haystack``.
+``compare`` does all of it, ``compare_memory`` asks memories about long texts, ``compare_reduce`` reducers of image
+tokens about pictures. Parts of them: ``measure.measure`` (time, passes, bytes, equality of outputs), ``quality.sweep``
+(perplexity over budgets), ``memory_reading.read_haystack`` and ``reduction.run_arm``.
 Nothing here imports torch or plotly before it is used.
 """
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tokenary.bench.memory_room import MemoryComparison, compare_memory
     from tokenary.bench.progress import Step
     from tokenary.bench.quality import Quality, evaluate, sliding_texts, sweep, teacher_forced
+    from tokenary.bench.reduce_room import ReduceComparison, compare_reduce
     from tokenary.bench.report import headline, render
     from tokenary.bench.rooms import recipes_of
 
@@ -27,6 +29,7 @@ _HOME = {
     "memory_room": ("MemoryComparison", "compare_memory"),
     "progress": ("Step",),
     "quality": ("Quality", "evaluate", "sliding_texts", "sweep", "teacher_forced"),
+    "reduce_room": ("ReduceComparison", "compare_reduce"),
     "report": ("headline", "render"),
     "rooms": ("recipes_of",),
 }
@@ -37,12 +40,14 @@ __all__ = [
     "Measurement",
     "MemoryComparison",
     "Quality",
+    "ReduceComparison",
     "Row",
     "Spread",
     "Step",
     "balanced",
     "compare",
     "compare_memory",
+    "compare_reduce",
     "evaluate",
     "headline",
     "logit_gap",

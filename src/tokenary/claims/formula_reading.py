@@ -8,18 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from tokenary.bench.reduction import Interval, retained
-from tokenary.core.claim import Figure
+from tokenary.claims.retention import Answers, Array, Key
 from tokenary.models.latex_ocr import LatexOcr, canvas, edit_distance, exact_match, formulas, render, symbols
 from tokenary.reduce.base import Context, Reducer, places
 from tokenary.reduce.encoder import Record, picture_numbers, recorded
 
-KEEPS = (0.5, 0.25, 0.125)
 _MOST = 96  # letters of a formula; some are never finished
-Array = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -100,66 +96,43 @@ def see(model: LatexOcr, pixels: Tensor) -> tuple[Tensor, Context]:
 
 
 @dataclass
-class Readings:
+class Readings(Answers):
     """How well formulas were read, by arm and share kept: each (seeds, n).
 
     Attributes
     ----------
+    right : mapping of (str, float) to array
+        One minus the edit distance of symbols, a share.
     exact : mapping of (str, float) to array
         Whether all symbols are right.
-    alike : mapping of (str, float) to array
-        One minus the edit distance of symbols, a share.
     letters : list of list of int
         What is spelled with all tokens.
     """
 
-    exact: dict[tuple[str, float], Array] = field(default_factory=dict)
-    alike: dict[tuple[str, float], Array] = field(default_factory=dict)
+    exact: dict[Key, Array] = field(default_factory=dict)
     letters: list[list[int]] = field(default_factory=list)
 
-    def mean(self, name: str, keeps: Sequence[float] = KEEPS, exact: bool = False) -> Array:
-        """Return an arm's readings, the mean over shares kept: (seeds, n)."""
-        table = self.exact if exact else self.alike
-        fixed = (name, 1.0) in table
-        return np.mean([table[name, 1.0 if fixed else keep] for keep in keeps], axis=0)
+    @property
+    def alike(self) -> dict[Key, Array]:
+        """One minus the edit distance."""
+        return self.right
 
-    def retained(
-        self, name: str, keeps: Sequence[float] = KEEPS, exact: bool = False, minus: str | None = None
-    ) -> Interval:
-        """Return what an arm retains of what the picture adds, or how much more than another one."""
-        other = None if minus is None else self.mean(minus, keeps, exact)
-        full, blind = self.mean("none", keeps, exact), self.mean("blind", keeps, exact)
-        return retained(self.mean(name, keeps, exact), full, blind, minus=other)
-
-    def figure(self, name: str) -> Figure:
-        """Return what an arm retains, as a claim states it."""
-        kept = self.retained(name)
-        return Figure(name, kept.value, error(kept))
-
-    def table(self) -> dict[str, Any]:
-        """Return all figures as plain JSON types; what is retained is the mean over `KEEPS`."""
-        found: dict[str, Any] = {}
-        for name, keep in self.alike:
-            row = found.setdefault(name, {"retained": self.retained(name).to_json()})
-            row[f"{keep:.2%}"] = {
-                "alike": round(float(self.alike[name, keep].mean()), 4),
-                "exact": round(float(self.exact[name, keep].mean()), 4),
-                "alike_retained": self.retained(name, (keep,)).to_json(),
-                "exact_retained": self.retained(name, (keep,), exact=True).to_json(),
-            }
-        return found
-
-
-def error(interval: Interval) -> float:
-    """Return the standard error that a 95% interval stands for."""
-    return (interval.high - interval.low) / (2 * 1.96)
+    def row(self, key: Key) -> dict[str, Any]:
+        """Return the figures of an arm at one share kept."""
+        name, keeps = key[0], (key[1],)
+        return {
+            "alike": round(float(self.alike[key].mean()), 4),
+            "exact": round(float(self.exact[key].mean()), 4),
+            "alike_retained": self.retained(name, keeps).to_json(),
+            "exact_retained": Answers(self.exact).retained(name, keeps).to_json(),
+        }
 
 
 @torch.no_grad()
 def read(
     model: LatexOcr,
     shown: Pages,
-    arms: Mapping[tuple[str, float], Sequence[Reducer]],
+    arms: Mapping[Key, Sequence[Reducer]],
     look: Callable[[Tensor, Context, slice], None] | None = None,
     batch: int = 8,
 ) -> Readings:
@@ -183,7 +156,7 @@ def read(
     With fewer tokens a reading stops at half again the letters that the longest of its batch has with all tokens.
     """
     found = Readings()
-    parts: dict[tuple[str, float], list[list[list[int]]]] = {key: [[] for _ in each] for key, each in arms.items()}
+    parts: dict[Key, list[list[list[int]]]] = {key: [[] for _ in each] for key, each in arms.items()}
     for start in range(0, len(shown.texts), batch):
         numbers = slice(start, start + batch)
         memory, context = see(model, shown.pixels[numbers])

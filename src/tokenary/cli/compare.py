@@ -18,9 +18,18 @@ if TYPE_CHECKING:
     from tokenary.core.recipe import Recipe
     from tokenary.models import LM
 
+#: What is compared on where no model is named, but with --room reduce.
+PLAIN_MODEL: str = MODEL.default
+
 
 def compare(
-    model: str = MODEL,
+    model: str = typer.Option(
+        None,
+        "--model",
+        "-m",
+        help="As for `tokenary generate`, smollm2 by default. With --room reduce a name (xs-0), a size (every xs) or a"
+        " folder, several with commas; every one of the largest size by default.",
+    ),
     recipe: list[str] = typer.Option(
         [], "--with", help="A recipe to measure; repeat for more. Plain greedy is always there."
     ),
@@ -34,7 +43,13 @@ def compare(
     rounds: int = typer.Option(None, "--rounds", min=1, help="Times every recipe runs every prompt, in turns."),
     context: int = typer.Option(None, "--context", help="With --room memory: tokens of a text. 2048 by default."),
     budget: list[float] = typer.Option(
-        [], "--budget", help="With --room memory: percent of the text that is kept, or read; repeat for a curve."
+        [],
+        "--budget",
+        help="With --room memory: percent of the text that is kept, or read; with --room reduce, of the image tokens."
+        " Repeat for a curve.",
+    ),
+    crops: bool = typer.Option(
+        False, "--crops", help="With --room reduce: also large pictures, seen as a thumbnail and four crops."
     ),
     peers: bool = typer.Option(
         False, "--peers", help="Also transformers' own generate, and llama.cpp or kvpress where installed."
@@ -57,27 +72,60 @@ def compare(
     minutes a text of 2,048 tokens and 30 of 8,192; on a model that they do not know, FASA, HISA and STILL first get
     ready for minutes.
 
+    [bold]tokenary compare --room reduce[/bold] asks small vision-language models about pictures, with every reducer of
+    image tokens at several budgets, beside random, strided, pooled, smaller and no pictures. --prompts is how many
+    questions of each family (64).
+
     Ctrl-C stops it; what was measured by then is still printed and written.
     """
     from tokenary.core.recipe import Recipe
 
+    number = int(prompts) if prompts and prompts.isdigit() else None
+    _refuse(room, context=context, budget=budget, crops=crops, max_new_tokens=max_new_tokens, rounds=rounds)
+    if room in ("memory", "reduce") and prompts is not None and number is None:
+        wanted = "how many texts" if room == "memory" else "how many questions of each family"
+        raise typer.BadParameter(f"with --room {room}, {wanted}", param_hint="--prompts")
+    options: dict[str, Any]
+    if room == "reduce":
+        if peers or dtype != DTYPE.default:
+            raise typer.BadParameter("do not belong to --room reduce", param_hint="--peers and --dtype")
+        options = {"budgets": budget or None, "prompts": number, "crops": crops}
+        _reduce(model, recipe, options, out, seed, threads, as_json)
+        return
     recipes = [Recipe.parse(text).for_writing() for text in recipe]
     for chosen in recipes:
         chosen.build()  # a wrong option shows before the weights are read
-    number = int(prompts) if prompts and prompts.isdigit() else None
+    model = model or PLAIN_MODEL
     if room == "memory":
-        for name, value in (("--max-new-tokens", max_new_tokens), ("--rounds", rounds)):
-            if value is not None:
-                raise typer.BadParameter("texts are read, not written, with --room memory", param_hint=name)
-        if prompts is not None and number is None:
-            raise typer.BadParameter("with --room memory, how many texts", param_hint="--prompts")
         options = {"context": context, "prompts": number, "budgets": budget or None}
         _memory(model, recipes, options, out, seed, dtype, threads, peers, as_json)
     else:
-        if context is not None or budget:
-            raise typer.BadParameter("belong to --room memory", param_hint="--context and --budget")
         options = {"max_new_tokens": max_new_tokens, "rounds": rounds, "prompts": number or prompts}
         _speed(model, recipes, room, options, out, seed, dtype, threads, peers, as_json)
+
+
+#: The rooms that an option belongs to; None where recipes write texts.
+_ROOMS: dict[str, tuple[str | None, ...]] = {
+    "context": ("memory",),
+    "budget": ("memory", "reduce"),
+    "crops": ("reduce",),
+    "max_new_tokens": (None,),
+    "rounds": (None,),
+}
+
+
+def _refuse(room: str | None, **options: Any) -> None:
+    """Refuse options that do not belong to what is compared."""
+    kind = room if room in ("memory", "reduce") else None
+    for name, value in options.items():
+        rooms = _ROOMS[name]
+        if kind in rooms or value in (None, False, []):
+            continue
+        if None in rooms:
+            read = "texts are read, not written," if kind == "memory" else "nothing is written"
+            raise typer.BadParameter(f"{read} with --room {room}", param_hint=f"--{name.replace('_', '-')}")
+        belongs = " or ".join(f"--room {each}" for each in rooms)
+        raise typer.BadParameter(f"belongs to {belongs}", param_hint=f"--{name}")
 
 
 def _speed(
@@ -159,6 +207,33 @@ def _memory(
     lm: LM = load(model, dtype=dtype, progress=not as_json)
     with _bar() as progress:
         found = compare_memory(lm, recipes, seed=seed, peers=peers, progress=progress, **_given(options))
+    files = found.write(out)
+    if as_json:
+        output.as_json(found.to_json())
+    else:
+        output.draw(found.table())
+        _notes(found.warnings, files)
+    if not found.complete:
+        raise typer.Exit(130)
+
+
+def _reduce(
+    model: str | None,
+    recipes: list[str],
+    options: dict[str, Any],
+    out: Path,
+    seed: int,
+    threads: int,
+    as_json: bool,
+) -> None:
+    """Measure what reducers of image tokens are worth."""
+    out.mkdir(parents=True, exist_ok=True)
+    from tokenary.bench.reduce_room import compare_reduce
+
+    set_threads(threads)
+    names = [model] if model and Path(model).exists() else [name for name in (model or "").split(",") if name]
+    with _bar() as progress:
+        found = compare_reduce(names, recipes, seed=seed, progress=progress, **_given(options))
     files = found.write(out)
     if as_json:
         output.as_json(found.to_json())

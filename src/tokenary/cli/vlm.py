@@ -10,6 +10,7 @@ import typer
 
 from tokenary.cli import output
 from tokenary.cli.generate import THREADS, set_threads
+from tokenary.cli.vlm_card import card
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     from tokenary.reduce.vlm import ReducedVLM
 
 app = typer.Typer(no_args_is_help=True, help="Small vision-language models that read fewer image tokens.")
-MODEL = typer.Option("", "--model", "-m", help="A model that ships (s-0, xs-0), or a folder that was saved.")
+MODEL = typer.Option("", "--model", "-m", help="A model that ships (xs-0), or a folder that was saved.")
+app.command()(card)
 
 
 @app.command()
@@ -122,13 +124,9 @@ def _step(text: str) -> Step | None:
 
 
 def _load(name: str) -> BenchVLM:
-    from tokenary.core.errors import InputError
     from tokenary.models.bench_vlm import available, load
 
-    shipped = available()
-    if not name and not shipped:
-        raise InputError("no vision-language model ships with this version: give a folder with --model")
-    return load(name or ("s-0" if "s-0" in shipped else shipped[0])).requires_grad_(False)
+    return load(name or available()[0]).requires_grad_(False)
 
 
 def read_picture(path: Path, side: int) -> NDArray[np.uint8]:

@@ -135,7 +135,7 @@ class Claim:
             error = math.hypot(method.spread, baseline.spread)
         rivals = [control for control in outcome.controls if control.name == "random"]
         beats = all(sign * (method.value - rival.value) > 0 for rival in rivals)
-        if not math.isfinite(gain) or not beats or gain <= 2 * error:
+        if not beats or not math.isfinite(gain) or not gain > 2 * error:  # an unknown error too
             return "not shown"
         return "shown" if self.size(outcome) >= self.threshold else "direction only"
 

@@ -17,9 +17,10 @@ from __future__ import annotations
 import math
 import re
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -256,6 +257,8 @@ class Reducer(Method):
         Whether exactly the budget is kept, not just at most that.
     permutes : bool
         Whether it treats tokens as a set: no place and no neighbour counts.
+    learns : str
+        The option that takes what `learn` writes, for a method that is trained for a model first.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset()
@@ -265,11 +268,17 @@ class Reducer(Method):
     proportional: bool = False
     exact: ClassVar[bool] = True
     permutes: ClassVar[bool] = False
+    learns: ClassVar[str] = ""
 
     def __init__(self, keep: Budget) -> None:
         if keep.bytes is not None:
             raise OptionError("keep", str(keep), "a share (25%) or a number of tokens (64)")
         self.keep = keep
+
+    @classmethod
+    def learn(cls, model: Any, file: Path, *, steps: int, seed: int, told: Callable[[int], None]) -> None:
+        """Train what it needs for a bench VLM, and write it; `told` is called before every step with its number."""
+        raise NotImplementedError(f"{cls.__name__} learns nothing")
 
     def layers(self, n_layers: int, layer: int) -> tuple[int, ...]:
         """Return the layers whose queries, keys or values it must be shown: of `n_layers`, of which `layer` ran last.

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tokenary.core.errors import InputError, UnknownNameError
-from tokenary.models.bench_vlm.model import BenchVLM, VLMConfig
+from tokenary.models.bench_vlm.model import SIZES, BenchVLM, VLMConfig
 from tokenary.models.bench_vlm.vocabulary import VOCABULARY
+from tokenary.models.catalogue import WEIGHTS
 
-WEIGHTS = Path(__file__).with_name("weights")
+PREFIX = "bench-vlm-"  # of the folders of models that ship
 
 
 def save(model: BenchVLM, folder: Path, **facts: Any) -> None:
@@ -55,9 +56,7 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str = "cp
     InputError
         The folder was written with another vocabulary or is damaged.
     """
-    folder = Path(name) if (Path(name) / "config.json").exists() else WEIGHTS / str(name)
-    if not (folder / "config.json").exists():
-        raise UnknownNameError("bench VLM", str(name), available())
+    folder = folder_of(name)
     try:
         config = json.loads((folder / "config.json").read_text())
         sizes, vocabulary = VLMConfig(**config["sizes"]), tuple(config["vocabulary"])
@@ -72,6 +71,33 @@ def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str = "cp
     return model.to(device=device, dtype=dtype).eval()
 
 
+def folder_of(name: str | Path) -> Path:
+    """Return the folder of a model that ships, or the one that is given.
+
+    Raises
+    ------
+    UnknownNameError
+        Neither a folder nor a model that is there.
+    """
+    for folder in (Path(name), WEIGHTS / f"{PREFIX}{name}"):
+        if (folder / "config.json").exists():
+            return folder
+    raise UnknownNameError("bench VLM", str(name), available())
+
+
+def facts_of(name: str | Path) -> dict[str, Any]:
+    """Return what was written down of a model: sizes, seed, steps, accuracies, ``gates`` where its training ended."""
+    facts: dict[str, Any] = json.loads((folder_of(name) / "config.json").read_text(encoding="utf-8"))
+    return facts
+
+
 def available() -> list[str]:
-    """Names of the models that ship with the package."""
-    return sorted(path.parent.name for path in WEIGHTS.glob("*/config.json"))
+    """Names of the models that ship with the package, the largest first."""
+    names = (path.parent.name.removeprefix(PREFIX) for path in WEIGHTS.glob(f"{PREFIX}*/config.json"))
+    sizes = list(SIZES)
+    return sorted(names, key=lambda name: (-sizes.index(size_of(name)), name))
+
+
+def size_of(name: str) -> str:
+    """Return the size in the name of a model that ships."""
+    return name.rpartition("-")[0]

@@ -4,7 +4,9 @@ The scenes of step n are named by (seed, n), the learning rate by the progress, 
 number of steps ends with the same weights as one that was not. Under a time limit the progress is the time spent.
 
 For the first half an auxiliary head asks every image patch what it shows (its weight falls linearly to zero): without
-it a ViT learns to read from answers alone several times more slowly. The head is not part of the model.
+it a ViT learns to read from answers alone several times more slowly. Another one asks the class token what there is in
+the picture: nothing reads that token, and without a task its attention, which some reducers go by, would mean nothing.
+The heads are not part of the model.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ class TrainingOptions:
         Weight of the auxiliary loss at the start.
     dense_until : float
         Progress at which that weight has fallen to zero.
+    tags : float
+        Weight of the loss of the class token, all along.
     blind_every : int
         Every so many steps the batch is read without its pictures, so that a blind answer is a learnt one.
     anyres_every : int
@@ -89,6 +93,7 @@ class TrainingOptions:
     easy: float = 0.05
     dense: float = 1.0
     dense_until: float = 0.5
+    tags: float = 0.5
     blind_every: int = 16
     anyres_every: int = 0
     workers: int = 0
@@ -133,6 +138,7 @@ class Trainer:
         if options.bfloat16 and device.type == "cpu":
             self.model.language.set_attn_implementation(FLOAT32_ATTENTION)
         self.dense_head = nn.Linear(self.model.config.vision_width, NUM_CLASSES).to(device)
+        self.tag_head = nn.Linear(self.model.config.vision_width, NUM_CLASSES).to(device)
         matrices = [p for p in self._parameters().values() if p.dim() >= 2]
         vectors = [p for p in self._parameters().values() if p.dim() < 2]
         groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
@@ -212,16 +218,19 @@ class Trainer:
             if blind or not ordinary:
                 answers = answer_loss(model(None if blind else model.image_tokens(batch.pixels), batch.ids), batch)
                 return answers, {"blind" if blind else "anyres": answers.detach()}
-            patches = model.vision(batch.pixels).last_hidden_state[:, 1:]
+            seen = model.vision(batch.pixels).last_hidden_state
+            patches = seen[:, 1:]
             answers = answer_loss(model(model.projector(patches), batch.ids), batch)
+            tags = tag_loss(self.tag_head(seen[:, 0]), batch)
+            loss, parts = answers + options.tags * tags, {"loss": answers.detach(), "tags": tags.detach()}
             weight = options.dense * max(0.0, 1 - self.progress / options.dense_until)
             if weight == 0:
-                return answers, {"loss": answers.detach()}
+                return loss, parts
             balance = torch.ones(NUM_CLASSES, device=self.device)
             balance[0] = 0.1  # most patches show nothing
             logits = self.dense_head(patches).float().flatten(0, 1)
             dense = F.cross_entropy(logits, batch.classes.flatten(), balance)
-        return answers + weight * dense, {"loss": answers.detach(), "dense": dense.detach()}
+        return loss + weight * dense, {**parts, "dense": dense.detach()}
 
     # -- measuring ---------------------------------------------------------------------------------------------
 
@@ -294,7 +303,7 @@ class Trainer:
             self.optimizer.load_state_dict(saved)
 
     def _parameters(self) -> dict[str, nn.Parameter]:
-        modules = nn.ModuleDict({"model": self.model, "dense_head": self.dense_head})
+        modules = nn.ModuleDict({"model": self.model, "dense_head": self.dense_head, "tag_head": self.tag_head})
         return dict(modules.named_parameters())  # a tied parameter appears once
 
     def _autocast(self) -> Any:
@@ -338,6 +347,12 @@ def answer_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy of the answer tokens; logits (B, L, V) at t predict token t + 1."""
     targets = batch.ids[:, 1:].masked_fill(~batch.predicted[:, 1:], -100)
     return F.cross_entropy(logits[:, :-1].float().flatten(0, 1), targets.flatten(), ignore_index=-100)
+
+
+def tag_loss(logits: Tensor, batch: Batch) -> Tensor:
+    """Binary cross-entropy of what there is in each picture, from logits (B, NUM_CLASSES)."""
+    there = torch.zeros_like(logits, dtype=torch.float32).scatter(1, batch.classes.flatten(1), 1.0)
+    return F.binary_cross_entropy_with_logits(logits.float(), there)
 
 
 @torch.no_grad()

@@ -19,7 +19,8 @@ The budget is this room's: a share is rounded down, where the paper rounds to th
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +32,13 @@ from tokenary.core.card import Card
 from tokenary.core.token_map import Select
 from tokenary.reduce.base import Context, Need, Reducer
 from tokenary.reduce.choose import chosen_in_order
+from tokenary.reduce.idpruner.learning import learn_scorer
 from tokenary.reduce.idpruner.scorer import Scorer, SoftTopK, load_scorer, save_scorer
 from tokenary.reduce.idpruner.training import train_scorer
 
 __all__ = [
-    "IDPruner", "Scorer", "SoftTopK", "load_scorer", "marginal_relevance", "save_scorer", "scaled", "trade_off",
-    "train_scorer",
+    "IDPruner", "Scorer", "SoftTopK", "learn_scorer", "load_scorer", "marginal_relevance", "save_scorer", "scaled",
+    "trade_off", "train_scorer",
 ]  # fmt: skip
 
 CARD = Card(
@@ -75,6 +77,7 @@ class IDPruner(Reducer):
     """
 
     permutes = True
+    learns = "scorer"
 
     def __init__(
         self,
@@ -90,6 +93,11 @@ class IDPruner(Reducer):
         self.scorer = load_scorer(scorer) if scorer else None
         needed: dict[str, tuple[Need, ...]] = {"attention": ("queries", "keys"), "norm": (), "text": ("text",)}
         self.needs = frozenset(needed[fallback] if self.scorer is None else ())  # type: ignore[misc]
+
+    @classmethod
+    def learn(cls, model: Any, file: Path, **options: Any) -> None:
+        """Train a scorer for a `BenchVLM`; see `learn_scorer`."""
+        save_scorer(learn_scorer(model, **options)[0], file)
 
     def plan(self, x: Tensor, keep: int, context: Context) -> Select:
         """Pick by importance and likeness."""
