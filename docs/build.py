@@ -18,7 +18,15 @@ from tokenary.cli.output import write_text
 from tokenary.core.registry import cards
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = ("README.md", "docs/measuring.md", "docs/tokenizers.md", "docs/memory.md", "docs/codec.md", "docs/server.md")
+PAGES = (
+    "docs/reduce.md",
+    "README.md",
+    "docs/measuring.md",
+    "docs/tokenizers.md",
+    "docs/memory.md",
+    "docs/codec.md",
+    "docs/server.md",
+)
 
 
 def compare() -> str:
