@@ -156,7 +156,10 @@ def codec() -> str:
         record = _read(f"codec/{name}.json")
         if record is None:
             continue
+        one_lane = _read(f"codec/{name}-one-lane.json")
         found = {"tokenary compress": record["bits_per_byte"]} | record["rivals"]
+        if one_lane is not None:
+            found["tokenary compress --with nacrith:lanes=1"] = one_lane["bits_per_byte"]
         rows = [[way, f"{bits:.3f}"] for way, bits in sorted(found.items(), key=lambda pair: pair[1])]
         back = {True: "It came back whole.", False: "**It did not come back.**", None: "It was not decompressed."}
         lines += [f"{title}, {record['bytes']:,} bytes. {back[record['came_back']]}", ""]
