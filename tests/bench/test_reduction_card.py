@@ -10,7 +10,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tokenary.bench.reduction_card import ReductionCard, reduction_card
+from tokenary.bench.reduction_card import ReductionCard
 from tokenary.bench.reduction_card.arms import Arms, Entry, entries
 from tokenary.bench.reduction_card.asking import YES, answers_of, flipped
 from tokenary.bench.reduction_card.figures import parts_of
@@ -21,7 +21,7 @@ from tokenary.bench.reduction_card.stability import ladder
 from tokenary.bench.reduction_card.text import able, text_figures
 from tokenary.bench.reduction_card.watching import Watched
 from tokenary.core.budget import Budget
-from tokenary.core.errors import InputError, OptionError, RecipeError
+from tokenary.core.errors import OptionError, RecipeError
 from tokenary.models.bench_vlm import BenchVLM, save, sized
 from tokenary.probe.laws import toy
 from tokenary.probe.token_reduction_position.effects import effect
@@ -267,12 +267,6 @@ def test_the_command_writes_a_card(tiny, tmp_path):
     for arm in (*arms, *card.arms):
         arm.pop("seconds", None)
     assert arms == card.arms
-
-
-def test_without_a_model_it_says_so(monkeypatch):
-    monkeypatch.setattr("tokenary.bench.reduction_card.available", lambda: [])
-    with pytest.raises(InputError):
-        reduction_card(["reduce-pool"])
 
 
 # -- stability, text --------------------------------------------------------------------------------------------------

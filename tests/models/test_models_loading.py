@@ -24,7 +24,7 @@ IDS = [5, 17, 200, 33, 8, 91, 4]
 def test_importing_and_listing_need_neither_torch_nor_transformers():
     code = (
         "import sys, tokenary.models as m; rows = m.list_models(); "
-        "assert len(rows) == 11 and not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)"
+        "assert len(rows) == 13 and not {'torch', 'transformers', 'numpy'} & set(sys.modules), sorted(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -37,7 +37,7 @@ def test_list_says_what_is_here(cache):
     assert {row["name"]: row["converted"] for row in list_models()}["stories260k"]
 
 
-@pytest.mark.parametrize("name", ["cifar-vit", "latex-ocr", "mobile-sam"])
+@pytest.mark.parametrize("name", ["cifar-vit", "bench-vlm-xs-0", "video-text", "latex-ocr", "mobile-sam"])
 def test_vision_networks_are_no_language_models(cache, name):
     with pytest.raises(UnsupportedModelError, match="looks at pictures"):
         load(name)
