@@ -1,6 +1,6 @@
 """Train a bench VLM from scratch, on a GPU or on two CPU cores; interrupted, it goes on where it was.
 
-    python scripts/train_bench_vlm.py --size xs --steps 10000 --compile --bfloat16 --out out/xs-0
+    python scripts/train_bench_vlm.py --size xs --steps 10000 --compile --out out/xs-0
     python scripts/train_bench_vlm.py --size s --minutes 8.5 --batch 256 --workers 14 --compile --out out/s-0
 
 Writes ``model.safetensors`` (float16), ``config.json`` and ``report.json`` (curve, accuracy with and without pictures,

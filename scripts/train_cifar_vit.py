@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from tokenary.data import cifar10
 from tokenary.models.cifar_vit import ViTConfig, accuracy, load, save
-from tokenary.models.cifar_vit.training import Trainer, Training, fast_products
+from tokenary.models.cifar_vit.training import Trainer, Training
+from tokenary.models.training import fast_products
 
 HELD_OUT = 1000
 

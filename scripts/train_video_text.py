@@ -19,10 +19,11 @@ from typing import Any
 import torch
 
 from tokenary.claims.centerclip import ARMS, AT, attached
+from tokenary.models.training import fast_products
 from tokenary.models.video_text import VideoText, VideoTextConfig, candidates, gallery, ranks, save, similarity
 from tokenary.models.video_text.loading import NONE, tail_names
 from tokenary.models.video_text.retrieval import caption_vectors, twins
-from tokenary.models.video_text.training import Pool, Trainer, Training, fast_products
+from tokenary.models.video_text.training import Pool, Trainer, Training
 from tokenary.reduce.base import Point
 
 

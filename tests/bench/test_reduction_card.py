@@ -10,13 +10,14 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tokenary.bench.reduction_card import ReductionCard
+from tokenary.bench.reduction_card import ReductionCard, reduction_card
 from tokenary.bench.reduction_card.arms import Arms, Entry, entries
 from tokenary.bench.reduction_card.asking import YES, answers_of, flipped
 from tokenary.bench.reduction_card.figures import parts_of
 from tokenary.bench.reduction_card.invariants import invariants
 from tokenary.bench.reduction_card.patches import patches_of
 from tokenary.bench.reduction_card.questions import Asked
+from tokenary.bench.reduction_card.rows import Card
 from tokenary.bench.reduction_card.stability import ladder
 from tokenary.bench.reduction_card.text import able, text_figures
 from tokenary.bench.reduction_card.watching import Watched
@@ -254,8 +255,8 @@ def test_the_command_writes_a_card(tiny, tmp_path):
     found = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "card"), "--json"])
     assert found.exit_code == 0, found.output
     card = ReductionCard.read(tmp_path / "card" / "results.json")
-    assert [arm["role"] for arm in card.arms] == ["none", "reducer", "control", "control", "control", "blind"]
-    own = card.arms[1]
+    assert [arm["role"] for arm in card.arms] == ["none", "blind", "reducer", "control", "control", "control"]
+    own = card.arms[2]
     assert own["over_random"]["grounding_mass"].keys() == {"value", "low", "high"}
     assert own["figures"]["conserved"]["value"] == 1 and "left out" not in json.dumps(own)
     assert card.record["text"]["left_out"] and card.record["stability"] is None and len(card.warnings) >= 3
@@ -267,6 +268,26 @@ def test_the_command_writes_a_card(tiny, tmp_path):
     for arm in (*arms, *card.arms):
         arm.pop("seconds", None)
     assert arms == card.arms
+
+
+def test_an_interrupted_card_holds_what_was_measured(tiny, monkeypatch):
+    kept, few = Card.rows, {"per_family": 2, "per_kind": 2, "listed": 8, "random_seeds": 1, "resamples": 20}
+
+    def broken_off(after):
+        def rows(self, chosen, say):
+            for number, row in enumerate(kept(self, chosen, say)):
+                if number == after:
+                    raise KeyboardInterrupt
+                yield row
+
+        monkeypatch.setattr(Card, "rows", rows)
+        return reduction_card(["reduce-pool:keep=25%", "hiprune:keep=25%"], tiny, **few)
+
+    found = broken_off(3)
+    assert [arm["role"] for arm in found.arms] == ["none", "blind", "reducer"] and not found.complete
+    assert any("interrupted" in line for line in found.warnings) and "reduce-pool" in found.page()
+    with pytest.raises(KeyboardInterrupt):
+        broken_off(2)
 
 
 # -- stability, text --------------------------------------------------------------------------------------------------

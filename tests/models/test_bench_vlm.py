@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from dataclasses import replace
@@ -27,7 +28,7 @@ from tokenary.models.bench_vlm.assets import PHOTOS, SPLITS, assets, resize, spl
 from tokenary.models.bench_vlm.batches import EVALUATION_SEED, Batch, Order, TrainingScenes, collate
 from tokenary.models.bench_vlm.canvas import NUM_CLASSES, sprite
 from tokenary.models.bench_vlm.model import anyres_views
-from tokenary.models.bench_vlm.training import GATES, judge, schedule, tag_loss
+from tokenary.models.bench_vlm.training import GATES, judge, tag_loss
 from tokenary.models.bench_vlm.vocabulary import COLOURS, SHAPES
 
 S, XS, TINY = (SIZES[name].geometry for name in ("s", "xs", "tiny"))
@@ -355,10 +356,8 @@ def test_every_size_takes_a_step_at_both_resolutions(size, tmp_path):
     assert not torch.equal(before[1], trainer.model.vision.positions)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_steps_lower_the_loss_on_a_fixed_batch(tmp_path, bfloat16):
-    options = TrainingOptions(size="tiny", steps=60, batch=8, lr=3e-3, blind_every=1000, bfloat16=bfloat16)
-    trainer = Trainer(options, CPU, tmp_path)
+def test_steps_lower_the_loss_on_a_fixed_batch(tmp_path):
+    trainer = Trainer(TrainingOptions(size="tiny", steps=60, batch=8, lr=3e-3, blind_every=1000), CPU, tmp_path)
     batch = TrainingScenes(TINY, 0)[Order(0, 8)]
     losses = [trainer.train_step(batch) for _ in range(40)]
     assert losses[-1]["loss"] < 0.6 * losses[0]["loss"] and losses[20]["dense"] < 0.9 * losses[0]["dense"]
@@ -371,13 +370,14 @@ def test_the_class_token_is_asked_what_there_is():
     assert tag_loss(torch.where(there, 30.0, -30.0), batch) < 1e-6 < tag_loss(torch.zeros(4, NUM_CLASSES), batch)
 
 
-def test_bfloat16_training_computes_nearly_the_same_loss(tmp_path):
+def test_training_computes_nearly_the_loss_of_float32(tmp_path, monkeypatch):
+    trainer = Trainer(TrainingOptions(size="tiny", steps=10), CPU, tmp_path)
     batch = TrainingScenes(TINY, 0)[Order(0, 8)]
-    first, second = (
-        Trainer(TrainingOptions(size="tiny", steps=10, bfloat16=low), CPU, tmp_path).train_step(batch)["loss"]
-        for low in (False, True)
-    )
-    assert first != second and torch.allclose(first, second.float(), rtol=0.02)
+    with torch.no_grad():
+        found = trainer.loss(batch)[0]
+        monkeypatch.setattr("tokenary.models.bench_vlm.training.fast_products", contextlib.nullcontext)
+        trainer.model.language.set_attn_implementation("sdpa")
+        assert torch.allclose(found.float(), trainer.loss(batch)[0], rtol=0.02)
 
 
 def test_an_interrupted_run_ends_as_an_uninterrupted_one(tmp_path):
@@ -403,10 +403,6 @@ def test_gates_need_both_accuracy_and_a_margin_over_blind():
     assert verdicts["ocr"]["passed"] and verdicts["counting"]["passed"]
     assert not verdicts["existence"]["passed"] and GATES["existence"] == 0.95
     assert not judge(full, dict.fromkeys(FAMILIES, 0.7))["ocr"]["passed"]
-
-
-def test_the_learning_rate_rises_and_falls():
-    assert schedule(0.01, 0.02) == 0.5 and schedule(0.02, 0.02) == 1 and schedule(1, 0.02) < 1e-9
 
 
 def test_evaluation_scenes_are_not_training_scenes():

@@ -8,7 +8,8 @@ import torch
 from tokenary.core.errors import InputError
 from tokenary.models.catalogue import WEIGHTS
 from tokenary.models.cifar_vit import CifarViT, ViTConfig, accuracy, load, save
-from tokenary.models.cifar_vit.training import Trainer, Training, augmented, schedule
+from tokenary.models.cifar_vit.training import Trainer, Training, augmented
+from tokenary.models.training import schedule
 
 TINY = ViTConfig(width=32, layers=2, heads=2)
 

@@ -202,7 +202,7 @@ def compare(
         "date": started.isoformat(timespec="seconds"),
         "minutes": round((time.perf_counter() - began) / 60, 2),
         "complete": complete,
-        **setting_of(lm, load_average),
+        **setting_of(about(lm), load_average),
         "settings": {
             "recipes": [str(recipe) for recipe in chosen],
             "max_new_tokens": max_new_tokens,
@@ -232,15 +232,16 @@ def compare(
     return Comparison(plain_json(record))
 
 
-def setting_of(lm: LM, load: float | None) -> dict[str, Any]:
-    """Return which model, machine and versions a record was made with."""
+def about(lm: LM) -> dict[str, Any]:
+    """Return which model a record was made with."""
+    dtype = str(lm.dtype).removeprefix("torch.")
+    return {"name": lm.name, "fingerprint": lm.fingerprint, "source": lm.source, "dtype": dtype}
+
+
+def setting_of(model: Mapping[str, Any], load: float | None) -> dict[str, Any]:
+    """Return the model, and the machine and versions that a record is made with."""
     return {
-        "model": {
-            "name": lm.name,
-            "fingerprint": lm.fingerprint,
-            "source": lm.source,
-            "dtype": str(lm.dtype).removeprefix("torch."),
-        },
+        "model": dict(model),
         "machine": {
             "device": device_name(),
             "system": platform.platform(terse=True),

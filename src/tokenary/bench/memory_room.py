@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenary.bench.comparison import load_average_now, plain_json, setting_of
+from tokenary.bench.comparison import about, load_average_now, plain_json, setting_of
 from tokenary.bench.haystack import LONGEST, SHORTEST, TASKS, Haystack, haystacks
 from tokenary.bench.memory_curves import Point, points_of
 from tokenary.bench.memory_peers import kvpress
@@ -229,8 +229,7 @@ def _source(tokens: int) -> tuple[str, str]:
 
 def _setting(lm: LM, load_average: float | None) -> dict[str, Any]:
     """The model with its window, the machine, the versions."""
-    found = setting_of(lm, load_average)
-    return found | {"model": found["model"] | {"context": lm.context_length}}
+    return setting_of(about(lm) | {"context": lm.context_length}, load_average)
 
 
 def _measure(

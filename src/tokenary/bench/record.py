@@ -9,9 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from tokenary.core.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SCHEMA = 1
 
@@ -78,6 +81,10 @@ class ComparisonRecord(ABC):
         text = json.dumps(self.record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
         results, report = write_texts(Path(folder), {"results.json": text, "report.html": self.page()})
         return results, report
+
+    @abstractmethod
+    def table(self) -> Table:
+        """Return the table for a terminal."""
 
     @abstractmethod
     def page(self) -> str:

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 from tokenary.bench.comparison import load_average_now, plain_json, setting_of
@@ -25,7 +24,6 @@ from tokenary.core.errors import InputError, OptionError, RecipeError
 from tokenary.core.files import sha256_of
 from tokenary.core.recipe import Recipe
 from tokenary.core.registry import cards, method_class
-from tokenary.models import LM
 from tokenary.models.bench_vlm.loading import PREFIX, available, facts_of, folder_of, load, size_of
 from tokenary.models.bench_vlm.model import BenchVLM
 from tokenary.models.bench_vlm.scenes import FAMILIES
@@ -266,13 +264,13 @@ def _of_size(name: str) -> list[str]:
 def _setting(folders: Mapping[str, Path], net: BenchVLM, load_average: float | None) -> dict[str, Any]:
     """The models, the machine, the versions."""
     shipped = set(folders) <= set(available())
-    model = SimpleNamespace(
-        name=", ".join(folders),
-        fingerprint=" ".join(sha256_of(folder / "model.safetensors") for folder in folders.values()),
-        source="ships with tokenary" if shipped else ", ".join(map(str, folders.values())),
-        dtype=next(net.parameters()).dtype,
-    )
-    return setting_of(cast(LM, model), load_average)
+    model = {
+        "name": ", ".join(folders),
+        "fingerprint": " ".join(sha256_of(folder / "model.safetensors") for folder in folders.values()),
+        "source": "ships with tokenary" if shipped else ", ".join(map(str, folders.values())),
+        "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
+    }
+    return setting_of(model, load_average)
 
 
 def _gates(folder: Path) -> dict[str, dict[str, Any]]:

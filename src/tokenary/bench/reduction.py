@@ -10,7 +10,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -20,31 +20,12 @@ from torch import Tensor
 
 from tokenary.core.errors import InputError
 from tokenary.core.seeding import substream
+from tokenary.core.statistics import Array, Interval, interval
 from tokenary.models.bench_vlm.batches import Questions
 from tokenary.models.bench_vlm.model import BenchVLM, VLMConfig
 from tokenary.models.bench_vlm.training import exact_match
 from tokenary.reduce.base import Reducer
 from tokenary.reduce.vlm import ReducedVLM
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A figure and its interval; nan where it is not defined.
-
-    Parameters
-    ----------
-    value, low, high : float
-    """
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, float | None]:
-        """Return it as plain JSON types, None for nan."""
-        return {name: None if math.isnan(value) else round(value, 4) for name, value in asdict(self).items()}
 
 
 def retention(reduced: float, full: float, blind: float) -> float:
@@ -109,12 +90,7 @@ def retained(
         count = part.shape[1]
         drawn = stream.multinomial(count, np.full(count, 1 / count), size=resamples) / count  # weights of questions
         draws.append(_figure(part @ drawn.T))
-    spread = np.mean(draws, axis=0)
-    defined = spread[~np.isnan(spread)]
-    if len(defined) < 0.99 * resamples:
-        return Interval(float(np.mean(values)), math.nan, math.nan)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(np.mean(values)), float(low), float(high))
+    return interval(float(np.mean(values)), np.mean(draws, axis=0), level)
 
 
 def _figure(means: Array) -> Array:

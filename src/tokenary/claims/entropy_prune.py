@@ -13,10 +13,11 @@ from torch import Tensor
 
 from tokenary.bench.quality import sliding_texts
 from tokenary.claims.drafting import standard_error
-from tokenary.claims.retention import KEEPS, Array, Key, controls, outcome
+from tokenary.claims.retention import KEEPS, Key, controls, outcome
 from tokenary.claims.scene_reading import Arm, about, asked, low_res, opened, read
 from tokenary.core.budget import Budget
 from tokenary.core.claim import Claim, Outcome
+from tokenary.core.statistics import spearman
 from tokenary.data import prose
 from tokenary.models.bench_vlm.batches import Questions
 from tokenary.models.bench_vlm.model import BenchVLM
@@ -84,23 +85,9 @@ def by_place(model: BenchVLM, held_out: Questions, found: int, seed: int) -> dic
         "gflops": {name: round(readings.flops[name, AVERAGE] / 1e9, 4) for name in names},
         "best_place": {rule: places[int(np.argmax(column))] for rule, column in values.items()},
         "rank_correlation_with_being_behind_the_collapse": {
-            rule: rank_correlation(column, behind) for rule, column in values.items()
+            rule: spearman(column, behind) for rule, column in values.items()
         },
     }
-
-
-def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float | None:
-    """Return Spearman's correlation, equal values sharing their rank; None where one of the two does not vary."""
-    first, second = _ranks(np.asarray(a)), _ranks(np.asarray(b))
-    if first.std() == 0 or second.std() == 0:
-        return None
-    return round(float(np.corrcoef(first, second)[0, 1]), 4)
-
-
-def _ranks(values: Array) -> Array:
-    less, same = (values[:, None] > values).sum(1), (values[:, None] == values).sum(1)
-    found: Array = less + (same + 1) / 2
-    return found
 
 
 @torch.inference_mode()

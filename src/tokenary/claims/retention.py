@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from tokenary.bench.reduction import Interval, retained
+from tokenary.bench.reduction import retained
 from tokenary.core.budget import Budget
 from tokenary.core.claim import Figure, Outcome
+from tokenary.core.statistics import Array, Interval
 from tokenary.reduce.base import Reducer
 from tokenary.reduce.reduce_grid import ReduceGrid
 from tokenary.reduce.reduce_pool import ReducePool
 from tokenary.reduce.reduce_random import ReduceRandom
 
 KEEPS = (0.5, 0.25, 0.125)
-Array = NDArray[np.float64]
 Key = tuple[str, float]
 
 
@@ -55,7 +53,7 @@ class Answers:
     def figure(self, name: str) -> Figure:
         """Return what an arm retains, as a claim states it."""
         kept = self.retained(name)
-        return Figure(name, kept.value, error(kept))
+        return Figure(name, kept.value, kept.error)
 
     def more_than(self, name: str) -> dict[str, dict[str, float | None]]:
         """Return how much more an arm retains than each other one."""
@@ -77,12 +75,6 @@ class Answers:
 
 def _alone(key: Key) -> tuple[str, tuple[float]]:
     return key[0], (key[1],)
-
-
-def error(interval: Interval) -> float:
-    """Return the standard error that a 95% interval stands for; infinite where there is none."""
-    width = interval.high - interval.low
-    return math.inf if math.isnan(width) else width / (2 * 1.96)
 
 
 def controls(
@@ -128,6 +120,6 @@ def outcome(
         controls=tuple(answers.figure(name) for name in beside),
         n=answers.right["none", 1.0].shape[1],
         runs=runs,
-        paired_spread=error(answers.retained(method, minus=best)),
+        paired_spread=answers.retained(method, minus=best).error,
         details={"arms": answers.table(), "more_than": answers.more_than(method), **details},
     )

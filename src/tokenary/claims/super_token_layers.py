@@ -20,7 +20,8 @@ from tokenary.core.files import one_line, sha256_of
 from tokenary.core.seeding import substream
 from tokenary.models.catalogue import WEIGHTS
 from tokenary.models.cifar_vit import CifarViT
-from tokenary.models.cifar_vit.training import augmented, fast_products, schedule
+from tokenary.models.cifar_vit.training import augmented
+from tokenary.models.training import fast_products, schedule
 from tokenary.reduce.super_token import Cells, among_super_tokens
 
 LAYERS = (0, 1, 2)  # the first half; the others attend to all, as the paper's late stages do

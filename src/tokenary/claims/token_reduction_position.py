@@ -17,17 +17,17 @@ from typing import Any, cast
 import numpy as np
 import torch
 
-from tokenary.bench.reduction import Interval, retained, run_arm
+from tokenary.bench.reduction import retained, run_arm
 from tokenary.bench.reduction_card.asking import NO, YES
 from tokenary.bench.reduction_card.questions import existence_questions, trimmed
 from tokenary.claims.bipartite import BipartiteMerging
 from tokenary.claims.scene_reading import about
 from tokenary.core.budget import Budget
 from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.statistics import Interval, spearman
 from tokenary.models.bench_vlm import load, questions
 from tokenary.models.bench_vlm.batches import EVALUATION_SEED, Questions
 from tokenary.models.bench_vlm.model import BenchVLM
-from tokenary.probe.token_reduction_position.effects import Effect, spearman
 from tokenary.probe.token_reduction_position.hallucination import false_yes_at, false_yes_at_equal_recall
 from tokenary.reduce.base import Reducer
 from tokenary.reduce.entropy_prune import EntropyPrune
@@ -110,7 +110,7 @@ class FalseYes:
         """Share of yes among the positives."""
         return float((np.atleast_2d(self.odds[arm]) > 0)[:, self.positive].mean())
 
-    def effect(self, arm: str, control: str = "random", recall: float | None = RECALL) -> Effect:
+    def effect(self, arm: str, control: str = "random", recall: float | None = RECALL) -> Interval:
         """Return the difference of false yes to another arm, at one recall; None for that of the other arm."""
         odds, other = self.odds[arm], self.odds[control]
         return false_yes_at_equal_recall(odds, other, self.positive, recall=recall, seed=self.seed)
@@ -136,10 +136,6 @@ class FalseYes:
         }
 
 
-def _error(effect: Effect | Interval) -> float:
-    return (effect.high - effect.low) / (2 * 1.96)
-
-
 def retentions(model: BenchVLM, keep: float, per_family: int, seed: int, anyres: bool) -> dict[str, Any]:
     """Return what reducers retain of reading and of existence, and the accuracy in existence."""
     asked = questions(
@@ -159,7 +155,7 @@ def retentions(model: BenchVLM, keep: float, per_family: int, seed: int, anyres:
             "ocr": kept["ocr"].to_json(),
             "existence": kept["existence"].to_json(),
             "existence_less_ocr": round(kept["existence"].value - kept["ocr"].value, 4),
-            "existence_less_ocr_error": round(math.hypot(*map(_error, kept.values())), 4),
+            "existence_less_ocr_error": round(math.hypot(*(each.error for each in kept.values())), 4),
             "existence_accuracy": round(float(arm.right[:, families == "existence"].mean()), 4),
         }
     means = {family: [round(float(arm.right[:, families == family].mean()), 4) for arm in (full, blind)]
@@ -247,7 +243,7 @@ def run(
         controls=(found.figure("none"), found.figure("blind"), found.figure("pooling"), found.figure("grid")),
         n=2 * adversarial,
         runs=random_seeds,
-        paired_spread=_error(effect),
+        paired_spread=effect.error,
         details={**details, "signs": signs(kept, table)},
     )
 

@@ -182,7 +182,7 @@ def _speed(
         output.as_json([one.to_json() for one in found] if room else found[0].to_json())
     else:
         output.draw(one_table(found))
-        _notes([warning for one in found for warning in one.warnings], files)
+        output.notes([warning for one in found for warning in one.warnings], files)
     if cancelled:
         raise typer.Exit(130)
 
@@ -207,14 +207,7 @@ def _memory(
     lm: LM = load(model, dtype=dtype, progress=not as_json)
     with _bar() as progress:
         found = compare_memory(lm, recipes, seed=seed, peers=peers, progress=progress, **_given(options))
-    files = found.write(out)
-    if as_json:
-        output.as_json(found.to_json())
-    else:
-        output.draw(found.table())
-        _notes(found.warnings, files)
-    if not found.complete:
-        raise typer.Exit(130)
+    output.record(found, out, as_json)
 
 
 def _reduce(
@@ -234,14 +227,7 @@ def _reduce(
     names = [model] if model and Path(model).exists() else [name for name in (model or "").split(",") if name]
     with _bar() as progress:
         found = compare_reduce(names, recipes, seed=seed, progress=progress, **_given(options))
-    files = found.write(out)
-    if as_json:
-        output.as_json(found.to_json())
-    else:
-        output.draw(found.table())
-        _notes(found.warnings, files)
-    if not found.complete:
-        raise typer.Exit(130)
+    output.record(found, out, as_json)
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
@@ -255,9 +241,3 @@ def _bar() -> Progress:
 
     columns = TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn()
     return Progress(*columns, console=Console(file=sys.stderr), transient=True)
-
-
-def _notes(warnings: list[str], files: Any) -> None:
-    for warning in warnings:
-        output.note(f"note: {warning}")
-    typer.echo("\n" + "\n".join(map(str, files)))

@@ -8,9 +8,12 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from tokenary.bench.record import ComparisonRecord
 
 JSON = typer.Option(False, "--json", help="Print JSON for a program to read.")
 
@@ -44,6 +47,31 @@ def draw(renderable: Any) -> None:
 
     width = None if sys.stdout.isatty() else 160
     Console(file=sys.stdout, width=width, highlight=False).print(renderable)
+
+
+def record(found: ComparisonRecord, out: Path, json: bool) -> None:
+    """Write a record and its report to a folder, and print it; one that was interrupted ends with 130.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be written.
+    """
+    files = found.write(out)
+    if json:
+        as_json(found.to_json())
+    else:
+        draw(found.table())
+        notes(found.warnings, files)
+    if not found.complete:
+        raise typer.Exit(130)
+
+
+def notes(warnings: Iterable[str], files: Iterable[Path]) -> None:
+    """Print what to know before trusting a table, and where the files lie."""
+    for warning in warnings:
+        note(f"note: {warning}")
+    typer.echo("\n" + "\n".join(map(str, files)))
 
 
 def size(n_bytes: float) -> str:

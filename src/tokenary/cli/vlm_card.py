@@ -40,11 +40,4 @@ def card(
         reducer, model, budgets=budget, at=at or None, per_family=questions, per_kind=questions, listed=2 * questions,
         anyres=crops, seed=seed, text=text, stability=stability, say=output.note,
     )  # fmt: skip
-    files = found.write(out)
-    if as_json:
-        output.as_json(found.to_json())
-        return
-    output.draw(found.table())
-    for warning in found.warnings:
-        output.note(f"note: {warning}")
-    typer.echo("\n" + "\n".join(map(str, files)))
+    output.record(found, out, as_json)

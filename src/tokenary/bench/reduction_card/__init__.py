@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenary.bench.comparison import load_average_now, plain_json
+from tokenary.bench.comparison import load_average_now, plain_json, setting_of
 from tokenary.bench.record import SCHEMA, ComparisonRecord
 from tokenary.bench.reduction_card.arms import Arms, Entry, entries
 from tokenary.bench.reduction_card.asking import caption_states
 from tokenary.bench.reduction_card.figures import Retention
 from tokenary.bench.reduction_card.questions import Asked
 from tokenary.bench.reduction_card.rows import Card, Say, explained
-from tokenary.bench.reduction_card.setting import machine_of, weights_of
-from tokenary.core.claim import versions
+from tokenary.bench.reduction_card.setting import weights_of
 from tokenary.models.bench_vlm import available, load
 from tokenary.models.bench_vlm.model import BenchVLM
 from tokenary.reduce.base import Reducer
@@ -124,10 +123,17 @@ def reduction_card(
     say : callable, optional
         Told what is under way.
 
+    Returns
+    -------
+    ReductionCard
+        After Ctrl-C it holds the arms that were measured so far and ``complete`` is False.
+
     Raises
     ------
     RecipeError, OptionError
         If a recipe is no reducer, or an option is wrong.
+    KeyboardInterrupt
+        Only if no reducer was measured yet.
     """
     started, began, busy = datetime.datetime.now(datetime.UTC), time.perf_counter(), load_average_now()
     chosen = entries(dict(recipes) if isinstance(recipes, Mapping) else list(recipes), list(budgets), at)
@@ -137,10 +143,17 @@ def reduction_card(
     some = {"resamples": resamples, "seed": seed}
     arms = Arms(net, asked, random_seeds, seed)
     card = Card(arms, Retention(arms.full, arms.blind, asked, some), caption_states(net, asked.listing), some)
-    rows = card.rows(chosen, say)
+    rows, complete = list[dict[str, Any]](), True
+    try:
+        for row in card.rows(chosen, say):
+            rows.append(row)
+    except KeyboardInterrupt:
+        if not any(row["role"] == "reducer" for row in rows):
+            raise
+        complete, text, stability = False, "", False
     record = {
         "schema": SCHEMA, "tool": TOOL, "date": started.isoformat(timespec="seconds"), "minutes": 0.0,
-        "complete": True, "model": weights_of(net, name), "machine": machine_of(busy), "versions": versions(),
+        "complete": complete, **setting_of(weights_of(net, name), busy),
         "settings": {
             **some, "per_family": per_family, "per_kind": per_kind, "listed": len(asked.listing),
             "random_seeds": random_seeds, "anyres": anyres, "reducers": [entry.name for entry in chosen],
@@ -176,7 +189,8 @@ def _stability(chosen: Sequence[Entry], wanted: bool, say: Say) -> dict[str, Any
 
 def warnings(record: Mapping[str, Any]) -> list[str]:
     """Say what a reader should know before trusting the figures."""
-    found = ["rendered scenes are cleaner than photographs: redundancy is higher and what stands out is easier to find"]
+    found = [] if record["complete"] else ["the run was interrupted: what was measured by then is here"]
+    found.append("drawn scenes are plainer than photographs: there is more to leave out, and what matters stands out")
     weak = [family for family, gate in record["gates"].items() if not gate["counts"]]
     if weak:
         found.append(f"seeing adds too little in {', '.join(weak)}; retention leaves them out")

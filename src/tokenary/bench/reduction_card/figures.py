@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenary.bench.reduction import Interval, retained
+from tokenary.bench.reduction import retained
 from tokenary.bench.reduction_card.asking import Answers
 from tokenary.bench.reduction_card.questions import NEGATIVES, Asked
+from tokenary.core.statistics import Interval
 from tokenary.probe.token_reduction_position.alignment import linear_cka, mutual_neighbours, retrieved
 from tokenary.probe.token_reduction_position.coherence import distinct, longest_repeat
-from tokenary.probe.token_reduction_position.effects import Effect, Parts, effect, estimate, figures, jackknife
+from tokenary.probe.token_reduction_position.effects import Parts, effect, estimate, figures, jackknife
 from tokenary.probe.token_reduction_position.hallucination import (
     chair,
     divergence,
@@ -79,7 +80,7 @@ class Retention:
         self.families = [turn.family for turn in asked.families.turns]
         self.gates = gates(full, blind, self.families)
 
-    def __call__(self, runs: Runs, families: Sequence[str], minus: Runs | None = None) -> Effect:
+    def __call__(self, runs: Runs, families: Sequence[str], minus: Runs | None = None) -> Interval:
         """Return retention, the mean over some families, or its difference of two arms."""
         here = np.array([name in families for name in self.families])
 
@@ -87,12 +88,12 @@ class Retention:
             return np.stack([run.right[: len(here)] for run in some])[:, here]
 
         if not here.any():
-            return Effect(float("nan"), float("nan"), float("nan"))
+            return Interval(float("nan"), float("nan"), float("nan"))
         found: Interval = retained(
             right(runs), right([self.full]), right([self.blind]), [name for name in self.families if name in families],
             minus=None if minus is None else right(minus), **self.some,
         )  # fmt: skip
-        return Effect(found.value, found.low, found.high)
+        return Interval(found.value, found.low, found.high)
 
     @property
     def counted(self) -> list[str]:
@@ -118,7 +119,7 @@ def compared(
     return own, figures(effects | equal_recall(runs, control, asked, some))
 
 
-def equal_recall(runs: Runs, control: Runs, asked: Asked, some: Mapping[str, Any]) -> dict[str, Effect]:
+def equal_recall(runs: Runs, control: Runs, asked: Asked, some: Mapping[str, Any]) -> dict[str, Interval]:
     """Return differences of false yes at the recall of the control, by kind of negative."""
     kinds, own = kinds_of(asked), slice(len(asked.families.turns), None)
     method, other = (np.stack([run.margin[own] for run in each]) for each in (runs, control))

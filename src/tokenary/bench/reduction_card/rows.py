@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,9 @@ from tokenary.bench.reduction_card.arms import Arms, Entry, Runs
 from tokenary.bench.reduction_card.asking import answers_of, flipped
 from tokenary.bench.reduction_card.figures import Retention, alignment, compared
 from tokenary.bench.reduction_card.invariants import invariants
+from tokenary.core.statistics import spearman
 from tokenary.models.bench_vlm.vocabulary import VOCABULARY
-from tokenary.probe.token_reduction_position.effects import Parts, effect, figures, spearman
+from tokenary.probe.token_reduction_position.effects import Parts, effect, figures
 from tokenary.reduce.base import Point
 
 #: What of a map may explain what it does, over the reducers of a card.
@@ -31,27 +32,23 @@ class Card:
     captions: list[torch.Tensor]
     some: Mapping[str, Any]
 
-    def rows(self, chosen: Sequence[Entry], say: Say) -> list[dict[str, Any]]:
-        """Ask all arms, and return a row of each."""
-        made = []
+    def rows(self, chosen: Sequence[Entry], say: Say) -> Iterator[dict[str, Any]]:
+        """Ask one arm after the other, and give a row of each."""
         first = self.arms.random(chosen[0]) if chosen else None
-        made.append(self.row("none", "none", "", "", [self.arms.full], first))
+        yield self.row("none", "none", "", "", [self.arms.full], first)
+        yield self.row("blind", "blind", "", "0", [self.arms.blind], first)
         done = set()
         for entry in chosen:
             say(entry.name)
             random = self.arms.random(entry)
             row = self.row(entry.name, "reducer", entry.at, str(entry.reducer.keep), self.arms.of(entry), random)
-            made.append(row | self._alone(entry))
+            yield row | self._alone(entry)
             for name, at, runs in self.arms.controls(entry):
                 if id(runs) in done:  # the same control stands beside several reducers
                     continue
                 done.add(id(runs))
                 other = None if name == "random" else random
-                made.append(
-                    self.row(name, "control", at, str(entry.reducer.keep), runs, other) | {"beside": entry.name}
-                )
-        made.append(self.row("blind", "blind", "", "0", [self.arms.blind], first))
-        return made
+                yield self.row(name, "control", at, str(entry.reducer.keep), runs, other) | {"beside": entry.name}
 
     def row(self, name: str, role: str, at: str, keep: str, runs: Runs, random: Runs | None) -> dict[str, Any]:
         """Return the figures of one arm."""

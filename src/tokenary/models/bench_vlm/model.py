@@ -14,15 +14,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import (
-    AttentionInterface,
-    AttentionMaskInterface,
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-)
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from tokenary.core.errors import InputError, UnknownNameError
 from tokenary.models.bench_vlm.scenes import Geometry
@@ -116,25 +108,8 @@ def sized(name: str) -> VLMConfig:
     return replace(SIZES[name])
 
 
-#: Attention for training the language model on a CPU under autocast: torch's backward pass of it takes five times as
-#: long there in bfloat16 as in float32.
-FLOAT32_ATTENTION = "bench_vlm_float32"
-
-
-def float32_attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
-) -> tuple[Tensor, None]:
-    """Transformers' SDPA in float32, whatever autocast says."""
-    with torch.autocast(query.device.type, enabled=False):
-        return sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
-
-
-AttentionInterface.register(FLOAT32_ATTENTION, float32_attention)
-AttentionMaskInterface.register(FLOAT32_ATTENTION, sdpa_mask)
-
-
 def attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None) -> Tensor:
-    """Attend over (B, H, N, D); on a CPU in float32, for the same reason."""
+    """Attend over (B, H, N, D); on a CPU in float32, see `tokenary.hf.float32_attention`."""
     if query.device.type != "cpu":
         return F.scaled_dot_product_attention(query, key, value, attn_mask=bias)
     with torch.autocast("cpu", enabled=False):

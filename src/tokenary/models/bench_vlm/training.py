@@ -12,12 +12,11 @@ The heads are not part of the model.
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +28,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from tokenary.core.errors import InputError, OptionError
+from tokenary.hf.float32_attention import FLOAT32
+from tokenary.models import training
 from tokenary.models.bench_vlm.assets import Split
 from tokenary.models.bench_vlm.batches import Batch, Order, Questions, TrainingScenes, questions
 from tokenary.models.bench_vlm.canvas import NUM_CLASSES
-from tokenary.models.bench_vlm.model import FLOAT32_ATTENTION, BenchVLM, sized
+from tokenary.models.bench_vlm.model import BenchVLM, sized
 from tokenary.models.bench_vlm.scenes import FAMILIES
+from tokenary.models.training import fast_products, schedule, set_rate
 
 #: Exact-match accuracy that a family must reach; every family must also beat the blind model by `MARGIN`.
 GATES = {"ocr": 0.70, "counting": 0.80, "existence": 0.95}
@@ -78,8 +80,6 @@ class TrainingOptions:
         Held-out questions a family for a point of the curve; four times as many at the end.
     compile : bool
         Compile the layers with ``torch.compile``.
-    bfloat16 : bool
-        Multiply in bfloat16 on a CPU too (a GPU always does): 1.5 times as fast where the CPU has tiles for it (AMX).
     """
 
     size: str = "xs"
@@ -100,7 +100,6 @@ class TrainingOptions:
     evaluate_every: float = 0.05
     per_family: int = 64
     compile: bool = False
-    bfloat16: bool = False
 
     def __post_init__(self) -> None:
         """Check the numbers."""
@@ -111,13 +110,10 @@ class TrainingOptions:
 
 
 @dataclass
-class State:
-    """Where a run stands."""
+class State(training.State):
+    """Where a run stands, and how many scenes it has seen."""
 
-    step: int = 0
-    seconds: float = 0.0
     scenes: int = 0
-    curve: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Trainer:
@@ -135,8 +131,8 @@ class Trainer:
         self.options, self.device, self.checkpoint = options, device, work / "checkpoint.safetensors"
         torch.manual_seed(options.seed)
         self.model = BenchVLM(sized(options.size)).to(device)
-        if options.bfloat16 and device.type == "cpu":
-            self.model.language.set_attn_implementation(FLOAT32_ATTENTION)
+        if device.type == "cpu":
+            self.model.language.set_attn_implementation(FLOAT32)
         self.dense_head = nn.Linear(self.model.config.vision_width, NUM_CLASSES).to(device)
         self.tag_head = nn.Linear(self.model.config.vision_width, NUM_CLASSES).to(device)
         matrices = [p for p in self._parameters().values() if p.dim() >= 2]
@@ -196,8 +192,7 @@ class Trainer:
     def train_step(self, batch: Batch) -> dict[str, Any]:
         """Take one optimiser step; return the losses (tensors, so that nothing waits for the GPU)."""
         options, progress = self.options, self.progress
-        for group in self.optimizer.param_groups:
-            group["lr"] = options.lr * schedule(progress, options.warmup)
+        set_rate([self.optimizer], options.lr * schedule(progress, options.warmup))
         self.model.train()
         batch = batch.to(self.device)
         loss, parts = self.loss(batch)
@@ -307,8 +302,7 @@ class Trainer:
         return dict(modules.named_parameters())  # a tied parameter appears once
 
     def _autocast(self) -> Any:
-        low = self.device.type == "cuda" or self.options.bfloat16
-        return torch.autocast(self.device.type, torch.bfloat16) if low else nullcontext()
+        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else fast_products()
 
     def _stance(self, compiled: bool) -> Any:
         """Shapes that come seldom are not worth a compilation."""
@@ -334,13 +328,6 @@ class _Orders:
 
 def _one_thread(worker: int) -> None:
     torch.set_num_threads(1)
-
-
-def schedule(progress: float, warmup: float) -> float:
-    """Return the factor of the learning rate: a linear rise, then a cosine to zero."""
-    if progress < warmup:
-        return max(0.02, progress / warmup)
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
 
 
 def answer_loss(logits: Tensor, batch: Batch) -> Tensor:

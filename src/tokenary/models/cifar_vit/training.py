@@ -5,11 +5,10 @@ Every draw is named by seed and step, so a run that was broken off and goes on i
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from tokenary.core.errors import InputError
 from tokenary.core.seeding import substream
 from tokenary.models.cifar_vit.model import CifarViT, ViTConfig
+from tokenary.models.training import State, fast_products, muon_and_adamw, schedule, set_rate
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,6 @@ class Training:
     save_every: float = 2.0
 
 
-@dataclass
-class State:
-    """Where a run stands."""
-
-    step: int = 0
-    seconds: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
-
-
 class Trainer:
     """A run, with its checkpoint.
 
@@ -96,11 +87,7 @@ class Trainer:
         self.settings, self.pixels, self.labels, self.checkpoint = settings, pixels, labels, checkpoint
         matrices = [p for name, p in self.model.named_parameters() if name.startswith("blocks") and p.dim() == 2]
         others = [p for name, p in self.model.named_parameters() if not (name.startswith("blocks") and p.dim() == 2)]
-        decay = settings.weight_decay
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=settings.lr, weight_decay=decay, betas=(0.9, 0.98)),
-        ]
+        self.optimizers = muon_and_adamw(matrices, others, settings.lr, settings.weight_decay)
         self.steps_an_epoch = len(pixels) // settings.batch
         self.steps = settings.epochs * self.steps_an_epoch
         self.state = State()
@@ -117,9 +104,7 @@ class Trainer:
             at = self.state.step % self.steps_an_epoch * settings.batch
             rows = torch.from_numpy(order[at : at + settings.batch])
             pixels = augmented(self.pixels[rows], settings.pad, settings.seed, self.state.step)
-            for optimizer in self.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = settings.lr * schedule(self.state.step / self.steps, settings.warmup)
+            set_rate(self.optimizers, settings.lr * schedule(self.state.step / self.steps, settings.warmup))
             loss = self._loss(pixels, self.labels[rows])
             loss.backward()
             nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -170,16 +155,3 @@ def augmented(pixels: Tensor, pad: int, seed: int, step: int) -> Tensor:
     flip = torch.from_numpy(generator.random(count) < 0.5)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
     return padded[torch.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
-
-
-def schedule(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: a linear rise, then a cosine to zero."""
-    if progress < warmup:
-        return max(0.02, progress / warmup)
-    return 0.5 * (1 + math.cos(math.pi * (progress - warmup) / (1 - warmup)))
-
-
-def fast_products() -> contextlib.AbstractContextManager[Any]:
-    """Multiply in bfloat16 where the processor has instructions for it."""
-    fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.autocast("cpu", dtype=torch.bfloat16) if fast else contextlib.nullcontext()

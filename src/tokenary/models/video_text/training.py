@@ -18,7 +18,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from tokenary.core.errors import InputError
 from tokenary.core.seeding import substream
-from tokenary.models.cifar_vit.training import fast_products, schedule
+from tokenary.models.training import State, fast_products, muon_and_adamw, schedule, set_rate
 from tokenary.models.video_text.clips import Clip, render, stack
 from tokenary.models.video_text.model import VideoText, contrastive_loss
 from tokenary.models.video_text.stories import COLOURS, NUM_CLASSES, THINGS, WAYS, Story
@@ -70,15 +70,6 @@ class Training:
     dense: float = 1.0
     captions: int = 1000
     seed: int = 0
-
-
-@dataclass
-class State:
-    """Where a run stands."""
-
-    step: int = 0
-    seconds: float = 0.0
-    curve: list[dict[str, float]] = field(default_factory=list)
 
 
 class Pool:
@@ -152,11 +143,7 @@ class Trainer:
         blocks = {id(p) for p in model.vision.blocks.parameters() if p.dim() == 2}
         matrices = [p for p in self.parameters if id(p) in blocks]
         others = [p for p in self.parameters if id(p) not in blocks]
-        decay = settings.weight_decay
-        self.optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(matrices, lr=settings.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(others, lr=settings.lr, weight_decay=decay, betas=(0.9, 0.98)),
-        ]
+        self.optimizers = muon_and_adamw(matrices, others, settings.lr, settings.weight_decay)
         if checkpoint.exists():
             self._resume()
         else:
@@ -179,9 +166,7 @@ class Trainer:
     def _step(self) -> float:
         settings, step = self.settings, self.state.step
         progress = step / settings.steps
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = settings.lr * schedule(progress, settings.warmup)
+        set_rate(self.optimizers, settings.lr * schedule(progress, settings.warmup))
         rows = self.pool.batch(settings.seed, step, settings.batch)
         first = step * settings.batch  # no two steps see the same clip
         stories = [self.pool.stories[row] for row in rows]

@@ -1,4 +1,4 @@
-"""Effects: what an arm differs from its control by, on the same items, with a bootstrap interval; no score of scores.
+"""Intervals: what an arm differs from its control by, on the same items, with a bootstrap interval; no score of scores.
 
 Nearly all figures here are ratios of sums over items: a mean, precision, F1, a rate of false names. So an item brings
 what it adds above and below the line, and every draw of the bootstrap weighs items.
@@ -13,35 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from tokenary.core.seeding import substream
-
-Array = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A figure and its interval; nan where it is not defined.
-
-    Parameters
-    ----------
-    value, low, high : float
-    """
-
-    value: float
-    low: float
-    high: float
-
-    @property
-    def moved(self) -> bool:
-        """Whether the interval leaves 0 out."""
-        return self.low > 0 or self.high < 0
-
-    def to_json(self) -> dict[str, float | None]:
-        """Return it as plain JSON types, None for what is not defined."""
-        found = {"value": self.value, "low": self.low, "high": self.high}
-        return {name: round(value, 5) if math.isfinite(value) else None for name, value in found.items()}
+from tokenary.core.statistics import Array, Interval, interval
 
 
 @dataclass(frozen=True)
@@ -84,21 +59,12 @@ def weights(n: int, resamples: int, seed: int) -> Array:
     return stream.multinomial(n, np.full(n, 1 / n), size=resamples).astype(np.float64)
 
 
-def interval(value: float, draws: Array, level: float = 0.95) -> Effect:
-    """Return a figure with the middle `level` of its draws; no interval where more than 1% of them are not defined."""
-    defined = draws[~np.isnan(draws)]
-    if len(defined) < 0.99 * len(draws) or not len(draws):
-        return Effect(value, math.nan, math.nan)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return Effect(value, float(low), float(high))
-
-
-def estimate(parts: Parts, *, resamples: int = 2000, seed: int = 0) -> Effect:
+def estimate(parts: Parts, *, resamples: int = 2000, seed: int = 0) -> Interval:
     """Return the ratio of an arm with a bootstrap interval over items."""
     return interval(parts.value, parts.drawn(weights(parts.above.shape[-1], resamples, seed)))
 
 
-def effect(method: Parts, control: Parts, *, resamples: int = 2000, seed: int = 0) -> Effect:
+def effect(method: Parts, control: Parts, *, resamples: int = 2000, seed: int = 0) -> Interval:
     """Return the difference of two arms on the same items: paired, so that what is hard for both does not count.
 
     Parameters
@@ -112,7 +78,7 @@ def effect(method: Parts, control: Parts, *, resamples: int = 2000, seed: int = 
     return interval(method.value - control.value, method.drawn(drawn) - control.drawn(drawn))
 
 
-def jackknife(values: Sequence[float], whole: float, level_t: float = 2.09) -> Effect:
+def jackknife(values: Sequence[float], whole: float, level_t: float = 2.09) -> Interval:
     """Return a figure with an interval from its values without each of g groups of items (delete-a-group jackknife).
 
     For figures that are no ratio of sums, where items drawn twice would look alike. ``level_t`` is the quantile of t,
@@ -120,36 +86,23 @@ def jackknife(values: Sequence[float], whole: float, level_t: float = 2.09) -> E
     """
     parts = np.asarray(values, dtype=np.float64)
     error = math.sqrt((len(parts) - 1) / len(parts) * float(((parts - parts.mean()) ** 2).sum()))
-    return Effect(whole, whole - level_t * error, whole + level_t * error)
+    return Interval(whole, whole - level_t * error, whole + level_t * error)
 
 
 #: Quantiles of t, 97.5%, for 1 to 9 degrees of freedom; further ones are taken for 2.
 _T = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
 
 
-def over_seeds(differences: Sequence[float]) -> Effect:
+def over_seeds(differences: Sequence[float]) -> Interval:
     """Return the mean of paired differences of a few seeds with a t interval; nan where one is not finite."""
     values = np.asarray(differences, dtype=np.float64)
     if len(values) < 2 or not np.isfinite(values).all():
-        return Effect(float(values.mean()) if len(values) else math.nan, math.nan, math.nan)
+        return Interval(float(values.mean()) if len(values) else math.nan, math.nan, math.nan)
     t = _T[len(values) - 2] if len(values) - 2 < len(_T) else 2.0
     half = t * float(values.std(ddof=1)) / math.sqrt(len(values))
-    return Effect(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
+    return Interval(float(values.mean()), float(values.mean()) - half, float(values.mean()) + half)
 
 
-def spearman(x: Sequence[float], y: Sequence[float]) -> float | None:
-    """Return the rank correlation of two figures over reducers, ties at their mean rank; None where one is constant."""
-    first, second = (_ranks(np.asarray(each, dtype=np.float64)) for each in (x, y))
-    if len(first) < 3 or np.ptp(first) == 0 or np.ptp(second) == 0:
-        return None
-    return float(np.corrcoef(first, second)[0, 1])
-
-
-def _ranks(values: Array) -> Array:
-    less = (values[:, None] > values).sum(1)
-    return less + ((values[:, None] == values).sum(1) - 1) / 2
-
-
-def figures(effects: dict[str, Effect]) -> dict[str, Any]:
+def figures(effects: dict[str, Interval]) -> dict[str, Any]:
     """Return effects as plain JSON types."""
     return {name: each.to_json() for name, each in effects.items()}

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from tokenary.probe.token_reduction_position.effects import Array, Effect, Parts, interval, weights
+from tokenary.probe.token_reduction_position.effects import Array, Interval, Parts, interval, weights
 
 
 def existence(yes: ArrayLike, positive: ArrayLike, among: ArrayLike | None = None) -> dict[str, Parts]:
@@ -55,7 +55,7 @@ def false_yes_at_equal_recall(
     recall: float | None = None,
     resamples: int = 2000,
     seed: int = 0,
-) -> Effect:
+) -> Interval:
     """Return by how much the share of false yes differs from a control's, where both have the same recall.
 
     Each arm says yes above the highest threshold that reaches it, so that an arm differs from itself by 0.
