@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import datetime
-import math
 import os
-import platform
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
-
-import psutil
-import torch
 
 from tokenary.bench.filled import filled_quality
 from tokenary.bench.measure import balanced, fitting, measure
 from tokenary.bench.measured import PLAIN, Measurement, Row
 from tokenary.bench.peers import peers_of
 from tokenary.bench.quality import Quality, memory_only, sliding_texts, sweep
-from tokenary.bench.record import SCHEMA, ComparisonRecord
-from tokenary.core.claim import device_name, versions
+from tokenary.bench.record import ComparisonRecord, Start, plain_json
 from tokenary.core.errors import InputError, OptionError
 from tokenary.core.recipe import Recipe
 from tokenary.data import prompts as shipped_prompts
@@ -166,7 +158,7 @@ def compare(
     for budget in budgets:
         if not 0 < budget <= 100:
             raise OptionError("budgets", budget, "percent above 0 and at most 100")
-    began, started, load_average = time.perf_counter(), datetime.datetime.now(datetime.UTC), load_average_now()
+    start = Start.now()
     lm = lm_or_name if isinstance(lm_or_name, LM) else load(lm_or_name, progress=progress is not None)
     if isinstance(prompts, int):
         prompts = balanced(fitting(lm, shipped_prompts(), max_new_tokens), prompts, seed)
@@ -197,12 +189,7 @@ def compare(
         except KeyboardInterrupt:
             complete = False
     record = {
-        "schema": SCHEMA,
-        "tool": TOOL,
-        "date": started.isoformat(timespec="seconds"),
-        "minutes": round((time.perf_counter() - began) / 60, 2),
-        "complete": complete,
-        **setting_of(about(lm), load_average),
+        **start.head(TOOL, complete, about(lm)),
         "settings": {
             "recipes": [str(recipe) for recipe in chosen],
             "max_new_tokens": max_new_tokens,
@@ -227,7 +214,7 @@ def compare(
         "quality": _quality(curves),
         "passes": _passes(measurement),
         "outputs": _outputs(measurement, lm),
-        "warnings": [*warnings, *_warnings(rows, rounds, complete, load_average)],
+        "warnings": [*warnings, *_warnings(rows, rounds, complete), *start.warnings()],
     }
     return Comparison(plain_json(record))
 
@@ -236,22 +223,6 @@ def about(lm: LM) -> dict[str, Any]:
     """Return which model a record was made with."""
     dtype = str(lm.dtype).removeprefix("torch.")
     return {"name": lm.name, "fingerprint": lm.fingerprint, "source": lm.source, "dtype": dtype}
-
-
-def setting_of(model: Mapping[str, Any], load: float | None) -> dict[str, Any]:
-    """Return the model, and the machine and versions that a record is made with."""
-    return {
-        "model": dict(model),
-        "machine": {
-            "device": device_name(),
-            "system": platform.platform(terse=True),
-            "cores": os.cpu_count(),
-            "memory_bytes": psutil.virtual_memory().total,
-            "threads": torch.get_num_threads(),
-            "load_average": load,
-        },
-        "versions": versions(),
-    }
 
 
 def _texts(lm: LM, seed: int) -> tuple[list[list[int]], int]:
@@ -325,16 +296,13 @@ def _outputs(measurement: Measurement, lm: LM) -> list[dict[str, Any]]:
     return made
 
 
-def _warnings(rows: Sequence[Row], rounds: int, complete: bool, load_average: float | None) -> list[str]:
+def _warnings(rows: Sequence[Row], rounds: int, complete: bool) -> list[str]:
     """What the reader should know before trusting the figures."""
     found = []
     if not complete:
         found.append("the run was interrupted: only what every recipe had done is compared")
     if rounds < 3:
         found.append(f"{rounds} counted round{'s' * (rounds > 1)}: the spread says little below three")
-    cores = os.cpu_count() or 1
-    if load_average is not None and load_average > 0.75 * cores:
-        found.append(f"the machine was busy when the run began (load {load_average:.1f} on {cores} cores)")
     unsteady = [row.name for row in rows if row.ratio.high - row.ratio.low > 0.15 * row.ratio.median]
     if unsteady:
         found.append(f"timings were unsteady (rounds more than 15% apart): {', '.join(unsteady)}")
@@ -349,19 +317,3 @@ def _warnings(rows: Sequence[Row], rounds: int, complete: bool, load_average: fl
     if ties:
         found.append(f"at near-ties two logits are at most {max(ties):.3g} apart, so that rounding decides")
     return found
-
-
-def load_average_now() -> float | None:
-    """Return the load of the last minute, where the system tells."""
-    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
-
-
-def plain_json(value: Any) -> Any:
-    """Tuples to lists, numbers that JSON lacks to None."""
-    if isinstance(value, Mapping):
-        return {str(key): plain_json(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain_json(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

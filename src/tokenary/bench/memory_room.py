@@ -5,22 +5,20 @@ Every method of the room, and whatever recipes are given, answers the same quest
 
 from __future__ import annotations
 
-import datetime
 import os
 import statistics
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from tokenary.bench.comparison import about, load_average_now, plain_json, setting_of
+from tokenary.bench.comparison import about
 from tokenary.bench.haystack import LONGEST, SHORTEST, TASKS, Haystack, haystacks
 from tokenary.bench.memory_curves import Point, points_of
 from tokenary.bench.memory_peers import kvpress
 from tokenary.bench.memory_reading import Answers, read_haystack
 from tokenary.bench.progress import Reporter
 from tokenary.bench.quality import PLAIN, stderr
-from tokenary.bench.record import SCHEMA, ComparisonRecord
+from tokenary.bench.record import ComparisonRecord, Start, plain_json
 from tokenary.core.errors import InputError, OptionError, TokenaryError
 from tokenary.core.recipe import Recipe
 from tokenary.data import prose, wikitext2
@@ -159,7 +157,7 @@ def compare_memory(
     chosen = [Recipe.parse(recipe).for_writing() for recipe in recipes]
     shares = {slot: tuple(budgets[slot] if isinstance(budgets, Mapping) else budgets) for slot in BUDGETS}
     check(chosen, context, prompts, shares)
-    began, started, load_average = time.perf_counter(), datetime.datetime.now(datetime.UTC), load_average_now()
+    start = Start.now()
     lm = lm_or_name if isinstance(lm_or_name, LM) else load(lm_or_name, progress=progress is not None)
     check_causal(lm.model)
     if lm.tokenizer is None:
@@ -183,12 +181,7 @@ def compare_memory(
     return MemoryComparison(
         plain_json(
             {
-                "schema": SCHEMA,
-                "tool": TOOL,
-                "date": started.isoformat(timespec="seconds"),
-                "minutes": round((time.perf_counter() - began) / 60, 2),
-                "complete": complete,
-                **_setting(lm, load_average),
+                **start.head(TOOL, complete, about(lm) | {"context": lm.context_length}),
                 "settings": {
                     "recipes": [str(recipe) for recipe in chosen],
                     "context": context,
@@ -202,7 +195,7 @@ def compare_memory(
                 "questions": len(made[0].questions),
                 "points": _points(points, found, made),
                 "left_out": list(dict.fromkeys(left_out)),
-                "warnings": _warnings(lm, context, prompts, complete, load_average),
+                "warnings": [*_warnings(lm, context, prompts, complete), *start.warnings()],
             }
         )
     )
@@ -225,11 +218,6 @@ def _source(tokens: int) -> tuple[str, str]:
     """A real text, and its name: the novel that ships, or where it is too short what WikiText-2 holds."""
     novel = prose()
     return ("Moby-Dick", novel) if 6 * tokens < len(novel) else ("WikiText-2 (test)", wikitext2())
-
-
-def _setting(lm: LM, load_average: float | None) -> dict[str, Any]:
-    """The model with its window, the machine, the versions."""
-    return setting_of(about(lm) | {"context": lm.context_length}, load_average)
 
 
 def _measure(
@@ -314,7 +302,7 @@ def _task(
     }
 
 
-def _warnings(lm: LM, context: int, prompts: int, complete: bool, load_average: float | None) -> list[str]:
+def _warnings(lm: LM, context: int, prompts: int, complete: bool) -> list[str]:
     """What the reader should know before trusting the figures."""
     found = []
     if not complete:
@@ -323,9 +311,4 @@ def _warnings(lm: LM, context: int, prompts: int, complete: bool, load_average: 
         found.append(f"{context:,} tokens are past the {lm.context_length:,} that {lm.name} was made for")
     if prompts < 3:
         found.append(f"{prompts} text{'s' * (prompts > 1)}: differences of a few hundredths of a nat mean little")
-    cores = os.cpu_count() or 1
-    if load_average is not None and load_average > 0.75 * cores:
-        found.append(
-            f"the machine was busy when the run began (load {load_average:.1f} on {cores} cores): seconds are high"
-        )
     return found

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
+import math
 import os
+import platform
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import psutil
+
+from tokenary.core.claim import device_name, versions
 from tokenary.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -116,3 +123,68 @@ def write_texts(folder: Path, files: Mapping[str, str]) -> list[Path]:
             with contextlib.suppress(OSError):
                 path.unlink(missing_ok=True)
     return [folder / name for name in files]
+
+
+@dataclass(frozen=True)
+class Start:
+    """When a measurement began.
+
+    Parameters
+    ----------
+    at : datetime
+        By the calendar.
+    clock : float
+        By the clock that measures, in seconds.
+    load : float, optional
+        Of the machine, the mean of the minute before, where the system tells.
+    """
+
+    at: datetime.datetime
+    clock: float
+    load: float | None
+
+    @classmethod
+    def now(cls) -> Self:
+        """Start."""
+        load = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+        return cls(datetime.datetime.now(datetime.UTC), time.perf_counter(), load)
+
+    def head(self, tool: str, complete: bool, model: Mapping[str, Any]) -> dict[str, Any]:
+        """Return what every record begins with: what made it, when, with which model, machine and versions."""
+        import torch
+
+        return {
+            "schema": SCHEMA,
+            "tool": tool,
+            "date": self.at.isoformat(timespec="seconds"),
+            "minutes": round((time.perf_counter() - self.clock) / 60, 2),
+            "complete": complete,
+            "model": dict(model),
+            "machine": {
+                "device": device_name(),
+                "system": platform.platform(terse=True),
+                "cores": os.cpu_count(),
+                "memory_bytes": psutil.virtual_memory().total,
+                "threads": torch.get_num_threads(),
+                "load_average": self.load,
+            },
+            "versions": versions(),
+        }
+
+    def warnings(self) -> list[str]:
+        """Say so where other work was going on."""
+        cores = os.cpu_count() or 1
+        if self.load is None or self.load <= 0.75 * cores:
+            return []
+        return [f"the machine was busy when the run began (load {self.load:.1f} on {cores} cores): times are long"]
+
+
+def plain_json(value: Any) -> Any:
+    """Tuples to lists, numbers that JSON lacks to None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain_json(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_json(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -6,18 +6,15 @@ models of the package; of two models of a size, trained from different seeds, to
 
 from __future__ import annotations
 
-import datetime
 import os
 import tempfile
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tokenary.bench.comparison import load_average_now, plain_json, setting_of
 from tokenary.bench.progress import Reporter
-from tokenary.bench.record import SCHEMA, ComparisonRecord
+from tokenary.bench.record import ComparisonRecord, Start, plain_json
 from tokenary.bench.reduce_arms import Answers, answer, draw, measure_costs
 from tokenary.bench.reduce_figures import BATCH, Part, part_of
 from tokenary.core.errors import InputError, OptionError, RecipeError
@@ -142,7 +139,7 @@ def compare_reduce(
     """
     chosen = [reducing(recipe) for recipe in recipes]
     budgets = check(budgets, prompts, draws, training, timed)
-    began, started, load_average = time.perf_counter(), datetime.datetime.now(datetime.UTC), load_average_now()
+    start = Start.now()
     nets = load_all(models)
     if len(nets) > 1:
         _check_several(chosen)
@@ -169,12 +166,7 @@ def compare_reduce(
     return ReduceComparison(
         plain_json(
             {
-                "schema": SCHEMA,
-                "tool": TOOL,
-                "date": started.isoformat(timespec="seconds"),
-                "minutes": round((time.perf_counter() - began) / 60, 2),
-                "complete": complete,
-                **_setting(folders, first, load_average),
+                **start.head(TOOL, complete, _about(folders, first)),
                 "settings": {
                     "recipes": [str(recipe) for recipe in chosen],
                     "models": list(loaded),
@@ -188,7 +180,7 @@ def compare_reduce(
                 },
                 "parts": [part_of(part, first, gates) for part in asked],
                 "left_out": list(dict.fromkeys(left_out)),
-                "warnings": _warnings(asked, len(parts), prompts, complete, gates, load_average),
+                "warnings": [*_warnings(asked, len(parts), prompts, complete, gates), *start.warnings()],
             }
         )
     )
@@ -261,16 +253,15 @@ def _of_size(name: str) -> list[str]:
     return [each for each in available() if size_of(each) == name] or [name]
 
 
-def _setting(folders: Mapping[str, Path], net: BenchVLM, load_average: float | None) -> dict[str, Any]:
-    """The models, the machine, the versions."""
+def _about(folders: Mapping[str, Path], net: BenchVLM) -> dict[str, Any]:
+    """Which models a record was made with."""
     shipped = set(folders) <= set(available())
-    model = {
+    return {
         "name": ", ".join(folders),
         "fingerprint": " ".join(sha256_of(folder / "model.safetensors") for folder in folders.values()),
         "source": "ships with tokenary" if shipped else ", ".join(map(str, folders.values())),
         "dtype": str(next(net.parameters()).dtype).removeprefix("torch."),
     }
-    return setting_of(model, load_average)
 
 
 def _gates(folder: Path) -> dict[str, dict[str, Any]]:
@@ -333,7 +324,6 @@ def _warnings(
     prompts: int,
     complete: bool,
     gates: Mapping[str, Mapping[str, Any]],
-    load_average: float | None,
 ) -> list[str]:
     """What the reader should know before trusting the figures."""
     found = []
@@ -353,9 +343,4 @@ def _warnings(
         found.append("one model: whether another one, trained from another seed, ranks reducers alike is not known")
     else:
         found.append("intervals are those of the questions; how far the models differ is in their own figures")
-    cores = os.cpu_count() or 1
-    if load_average is not None and load_average > 0.75 * cores:
-        found.append(
-            f"the machine was busy when the run began (load {load_average:.1f} on {cores} cores): times are long"
-        )
     return found

@@ -6,15 +6,12 @@ interval. There is no composite score. The figures themselves are those of `toke
 
 from __future__ import annotations
 
-import datetime
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenary.bench.comparison import load_average_now, plain_json, setting_of
-from tokenary.bench.record import SCHEMA, ComparisonRecord
+from tokenary.bench.record import ComparisonRecord, Start, plain_json
 from tokenary.bench.reduction_card.arms import Arms, Entry, entries
 from tokenary.bench.reduction_card.asking import caption_states
 from tokenary.bench.reduction_card.figures import Retention
@@ -135,7 +132,7 @@ def reduction_card(
     KeyboardInterrupt
         Only if no reducer was measured yet.
     """
-    started, began, busy = datetime.datetime.now(datetime.UTC), time.perf_counter(), load_average_now()
+    start = Start.now()
     chosen = entries(dict(recipes) if isinstance(recipes, Mapping) else list(recipes), list(budgets), at)
     net, name = _model(model)
     say = say or (lambda line: None)
@@ -151,18 +148,17 @@ def reduction_card(
         if not any(row["role"] == "reducer" for row in rows):
             raise
         complete, text, stability = False, "", False
+    on_text, trained = _text(text, chosen, some, say), _stability(chosen, stability, say)
     record = {
-        "schema": SCHEMA, "tool": TOOL, "date": started.isoformat(timespec="seconds"), "minutes": 0.0,
-        "complete": complete, **setting_of(weights_of(net, name), busy),
+        **start.head(TOOL, complete, weights_of(net, name)),
         "settings": {
             **some, "per_family": per_family, "per_kind": per_kind, "listed": len(asked.listing),
             "random_seeds": random_seeds, "anyres": anyres, "reducers": [entry.name for entry in chosen],
         },
         "gates": card.retention.gates, "arms": rows, "explained": explained(rows),
-        "text": _text(text, chosen, some, say), "stability": _stability(chosen, stability, say), "warnings": [],
+        "text": on_text, "stability": trained, "warnings": [],
     }  # fmt: skip
-    record["warnings"] = warnings(record)
-    record["minutes"] = round((time.perf_counter() - began) / 60, 2)
+    record["warnings"] = [*warnings(record), *start.warnings()]
     return ReductionCard(plain_json(record))
 
 

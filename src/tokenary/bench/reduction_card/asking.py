@@ -15,6 +15,7 @@ from tokenary.bench.reduction import kv_bytes, vlm_flops
 from tokenary.bench.reduction_card.patches import large_places, patches_of
 from tokenary.bench.reduction_card.questions import Asked, trimmed
 from tokenary.bench.reduction_card.watching import Notes, Watched
+from tokenary.core.statistics import Array
 from tokenary.models.bench_vlm.batches import Questions
 from tokenary.models.bench_vlm.model import BenchVLM
 from tokenary.models.bench_vlm.scenes import Scene, Turn
@@ -28,8 +29,6 @@ from tokenary.reduce.base import Reducer
 LISTED = "list all objects."
 YES, NO = (VOCABULARY.encode(word)[0] for word in ("yes", "no"))
 BATCH = 64
-
-Array = Any
 
 
 @dataclass

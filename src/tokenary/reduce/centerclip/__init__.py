@@ -44,10 +44,10 @@ from tokenary.reduce.centerclip.clustering import (
     spectral_points,
     window,
 )
-from tokenary.reduce.centerclip.video import retrieval_loss, segment_tokens, token_shift, video_vector
+from tokenary.reduce.centerclip.video import segment_tokens, token_shift, video_vector
 from tokenary.reduce.mix import Mix
 
-__all__ = ["CenterCLIP", "distances", "k_medoids", "retrieval_loss", "segment_tokens", "token_shift", "video_vector"]
+__all__ = ["CenterCLIP", "distances", "k_medoids", "segment_tokens", "token_shift", "video_vector"]
 
 CARD = Card(
     slug="centerclip",

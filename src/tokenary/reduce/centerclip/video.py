@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenary.core.errors import OptionError
@@ -34,13 +33,6 @@ def video_vector(segments: Tensor, frames: Tensor) -> Tensor:
     last = frames.bool().unflatten(1, (segments.shape[1], -1))[..., -1]  # (B, S)
     last = (last | ~last.any(1, keepdim=True))[..., None].to(segments.dtype)
     return (segments * last).sum(1) / last.sum(1)
-
-
-def retrieval_loss(videos: Tensor, texts: Tensor, scale: Tensor) -> Tensor:
-    """Return the cross-entropy, in both directions, over the cosines of a batch, (B, D) each, times ``exp(scale)``."""
-    logits = F.normalize(videos, dim=-1) @ F.normalize(texts, dim=-1).mT * scale.exp()
-    own = torch.arange(len(logits), device=logits.device)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.mT, own)) / 2
 
 
 @contextlib.contextmanager
