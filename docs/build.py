@@ -150,21 +150,51 @@ def block_sparse() -> str:
 
 
 def codec() -> str:
-    """Return the archives of ``results/codec`` beside general compressors."""
+    """Return the archives of ``results/codec`` beside other compressors."""
     lines: list[str] = []
+    packers = (_read("codec/packers.json") or {}).get("rows", {})
     for name, title in (("alice29", "alice29.txt"), ("enwik8", "the beginning of enwik8")):
         record = _read(f"codec/{name}.json")
         if record is None:
             continue
         one_lane = _read(f"codec/{name}-one-lane.json")
         found = {"tokenary compress": record["bits_per_byte"]} | record["rivals"]
+        found |= {packer: row["bits_per_byte"] for packer, row in packers.get(name, {}).items()}
         if one_lane is not None:
-            found["tokenary compress --with nacrith:lanes=1"] = one_lane["bits_per_byte"]
+            found[f"tokenary compress --with {one_lane['codec']}"] = one_lane["bits_per_byte"]
         rows = [[way, f"{bits:.3f}"] for way, bits in sorted(found.items(), key=lambda pair: pair[1])]
         back = {True: "It came back whole.", False: "**It did not come back.**", None: "It was not decompressed."}
         lines += [f"{title}, {record['bytes']:,} bytes. {back[record['came_back']]}", ""]
         lines += [*markdown(["", "bits a byte"], rows), ""]
     return "\n".join(lines).rstrip() or f"*{NOT_YET}: `scripts/measure_codec.py` measures it.*"
+
+
+def codec_speed() -> str:
+    """Return what lanes cost and give, and the speed beside plain decoding, from ``results/codec``."""
+    speed, lanes = _read("codec/speed.json"), _read("codec/lanes.json")
+    if speed is None or lanes is None:
+        return f"*{NOT_YET}: `scripts/measure_codec.py speed` and `lanes` measure it.*"
+    plain = speed["tokens_a_second_plain_decoding"]
+    ways = ("tokens_a_second_encoding", "tokens_a_second_decoding")
+    rows = [
+        [count, *(f"{row[way]:.0f} ({row[way] / plain:.1f}x)" for way in ways)] for count, row in speed["lanes"].items()
+    ]
+    costs = [
+        [count, f"{row['bits_per_byte']:.3f}", f"{row['tokens_a_second_decoding']:.0f}"]
+        for count, row in lanes["lanes"].items()
+    ]
+    return "\n".join(
+        [
+            f"Tokens a second over the first {speed['tokens']:,} tokens of enwik8, one core of {speed['device']}; in"
+            f" brackets over a plain loop that reads one token at a time in float32 and codes nothing ({plain:.1f}).",
+            "",
+            *markdown(["lanes", "compressing", "decompressing"], rows),
+            "",
+            f"One block of the first {lanes['bytes']:,} bytes, and decoding of its first 1,024 tokens:",
+            "",
+            *markdown(["lanes", "bits a byte", "tokens a second"], costs),
+        ]
+    )
 
 
 def compare_memory() -> str:
@@ -258,6 +288,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "index-search": index_search,
     "block-sparse": block_sparse,
     "codec": codec,
+    "codec-speed": codec_speed,
 }
 
 

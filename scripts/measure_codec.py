@@ -6,6 +6,7 @@
     python scripts/measure_codec.py binaries
     python scripts/measure_codec.py lanes
     python scripts/measure_codec.py speed
+    python scripts/measure_codec.py packers --packer "paq8px -12L=./paq8px -12L {in} {out}"
 
 Each writes results/codec/NAME.json. One thread; the size of the model is not counted.
 """
@@ -18,6 +19,8 @@ import datetime
 import io
 import json
 import lzma
+import shlex
+import subprocess
 import tempfile
 import time
 import zlib
@@ -30,6 +33,7 @@ from tokenary.core.claim import device_name, versions
 from tokenary.core.files import cache_folder
 from tokenary.core.packages import fetch_member
 
+FOLDER = Path("results/codec")
 ALICE = "7467306ee0feed4971260f3c87421154a05be571d944e9cb021a5713700c38f0"
 
 
@@ -56,6 +60,30 @@ def rivals(data: bytes) -> dict[str, float]:
         "brotli -q 11": len(brotli.compress(data, quality=11, lgwin=24)),
     }
     return {name: 8 * size / len(data) for name, size in sizes.items()}
+
+
+def packers(size: int, commands: list[str]) -> dict[str, Any]:
+    """Bits a byte and seconds of other programs on both texts, beside those that were measured before.
+
+    Each is asked as ``NAME=COMMAND {in} {out}``.
+    """
+    from tokenary.data.loaders import enwik8
+
+    known = FOLDER / "packers.json"
+    rows: dict[str, dict[str, Any]] = json.loads(known.read_text())["rows"] if known.is_file() else {}
+    for text, data in (("alice29", alice29()), ("enwik8", enwik8(size))):
+        for asked in commands:
+            name, _, command = asked.partition("=")
+            with tempfile.TemporaryDirectory() as folder:
+                source, out = Path(folder) / "text", Path(folder) / "packed"
+                source.write_bytes(data)
+                words = [word.replace("{in}", str(source)).replace("{out}", str(out)) for word in shlex.split(command)]
+                began = time.perf_counter()
+                subprocess.run(words, check=True, capture_output=True)
+                seconds, packed = time.perf_counter() - began, out.stat().st_size
+            rows.setdefault(text, {})[name] = {"bits_per_byte": 8 * packed / len(data), "seconds": seconds}
+            print(text, name, rows[text][name], flush=True)
+    return {"bytes_of_enwik8": size, "rows": rows}
 
 
 def archive(data: bytes, codec: str, block: int, decode: bool) -> dict[str, Any]:
@@ -245,12 +273,13 @@ def _no_model() -> Any:
 def main() -> None:
     """Run one measurement and write its record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("enwik8", "alice29", "binaries", "lanes", "speed"))
+    parser.add_argument("what", choices=("enwik8", "alice29", "binaries", "lanes", "speed", "packers"))
     parser.add_argument("--bytes", type=int, default=1 << 18, help="of enwik8")
     parser.add_argument("--first", type=int, default=0, help="of enwik8, where to begin")
     parser.add_argument("--codec", default="nacrith")
     parser.add_argument("--block", type=int, default=1 << 18)
     parser.add_argument("--decode", action="store_true")
+    parser.add_argument("--packer", action="append", default=[], help="another program, as NAME=COMMAND {in} {out}")
     parser.add_argument("--name", default=None, help="of the record")
     asked = parser.parse_args()
     began = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
@@ -260,6 +289,8 @@ def main() -> None:
         record = lanes(asked.bytes)
     elif asked.what == "speed":
         record = speed(asked.bytes)
+    elif asked.what == "packers":
+        record = packers(asked.bytes, asked.packer)
     else:
         if asked.what == "enwik8":
             from tokenary.data.loaders import enwik8
@@ -269,7 +300,7 @@ def main() -> None:
             data = alice29()
         record = archive(data, asked.codec, asked.block, asked.decode) | {"rivals": rivals(data)}
     record |= {"what": asked.what, "started_at": began, "versions": versions(), "device": device_name(), "threads": 1}
-    file = Path("results/codec") / f"{asked.name or asked.what}.json"
+    file = FOLDER / f"{asked.name or asked.what}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(record, indent=2))

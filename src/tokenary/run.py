@@ -243,7 +243,7 @@ def _fits(lm: LM, recipe: Recipe) -> None:
 
 
 class Generation:
-    """One batch under way. Iterate to run it a pass at a time; stop iterating to cancel; `outputs` at any time.
+    """One batch under way. Iterate over its pieces, or `passes`, to run it; stop to cancel; `outputs` at any time.
 
     Parameters
     ----------
@@ -318,17 +318,20 @@ class Generation:
         return Loop(task.target(), ids, chooser, new, task.end_tokens, methods.get("draft"), task.stops)
 
     def __iter__(self) -> Iterator[Piece]:
+        for pieces in self.passes():
+            yield from pieces
+
+    def passes(self) -> Iterator[list[Piece]]:
+        """Run, and yield what each pass added: nothing, where it read a piece of a long prompt."""
         count = len(self._loop.sequences)
         self._first, self._last = [0.0] * count, [0.0] * count
         self._began = time.perf_counter()
         with attached(self.lm.model) if self.lm.kind == "causal" else contextlib.nullcontext():
             for emissions in self._loop:
                 now = time.perf_counter() - self._began
-                for emission in emissions:
-                    row = emission.row
-                    self._first[row] = self._first[row] or now
-                    self._last[row] = now
-                    yield Piece(text=self._new_text(emission), **vars(emission))
+                for row in {emission.row for emission in emissions}:
+                    self._first[row], self._last[row] = self._first[row] or now, now
+                yield [Piece(text=self._new_text(emission), **vars(emission)) for emission in emissions]
 
     @property
     def sequences(self) -> list[Decoding]:

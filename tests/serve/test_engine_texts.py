@@ -172,6 +172,13 @@ def test_a_loop_of_its_own_runs_beside_the_others(recipe):
     assert told.tokens("streams") == expected(lm, streaming).token_ids
 
 
+@pytest.mark.parametrize("recipe", ["", "latr:group=3", "awrs:particles=3", "group-think:thinkers=2"])
+def test_a_loop_reads_a_long_prompt_in_passes_of_its_own(recipe):
+    prompt = job("long", 2100).prompt
+    passes = Generation(tiny_lm(context=4096), [prompt], recipe, 2, Sampler(1.0, seed=1)).passes()
+    assert [next(passes), next(passes)] == [[], []] and next(passes)
+
+
 def built_while_others_write(monkeypatch, patched, wanted, lm=None):
     """Hold a build until others have had ten more steps; return what was told, and those steps."""
     lm, gate, told, steps = lm or tiny_lm(), threading.Event(), Told(), []

@@ -68,9 +68,9 @@ def compare(
 
     [bold]tokenary compare --room memory --context 8192[/bold] asks every memory what is hidden in long texts, at
     several budgets, beside random, recent and oracle choices: needles, a list of pairs, a passage that comes again, and
-    the prose that follows. --prompts is how many texts (one). SmolLM2-135M, on a core shared with other work, took 8
-    minutes a text of 2,048 tokens and 30 of 8,192; on a model that they do not know, FASA, HISA and STILL first get
-    ready for minutes.
+    the prose that follows. --prompts is how many texts (one). SmolLM2-135M takes some 3
+    minutes a text of 2,048 tokens on one core, and 10 of 8,192; on a model that they do not know, FASA and HISA first
+    get ready for minutes, and STILL is left out.
 
     [bold]tokenary compare --room reduce[/bold] asks small vision-language models about pictures, with every reducer of
     image tokens at several budgets, beside random, strided, pooled, smaller and no pictures. --prompts is how many

@@ -126,4 +126,4 @@ class Running(Protocol):
     peak_bytes: int
 
     def __iter__(self) -> Iterator[list[Emission]]:
-        """Run, and yield what each pass added."""
+        """Run, and yield what each pass added: nothing, where it read a piece of a long prompt."""

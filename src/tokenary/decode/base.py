@@ -160,7 +160,7 @@ class Loop:
     def __iter__(self) -> Iterator[list[Emission]]:
         if self.max_new_tokens <= 0:
             return
-        logits = self.target.prefill([sequence.ids for sequence in self.sequences])
+        logits = yield from self.target.reading([sequence.ids for sequence in self.sequences])
         emissions = self.join(self.target, logits, self.sequences)
         while self.calibrate():
             pass

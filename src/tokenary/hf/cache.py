@@ -213,8 +213,7 @@ class TokenLayer(CacheLayerMixin):
             self.seen -= self.pending - max(map(len, paths), default=0)
         info, first = self.shared[0], self.fill == 0
         self._observe(paths)
-        for row, path in enumerate(paths):
-            self._take(row, path)
+        self._take(paths)
         self.pending, self.valid, self.logits, self.queries = 0, None, None, None
         self._measure()
         if not info.more:
@@ -236,18 +235,25 @@ class TokenLayer(CacheLayerMixin):
                 columns = torch.cat([torch.arange(self.held[row], device=self.device), chosen + self.fill])
                 self.policy.observe(row, self.logits[row].index_select(2, chosen).index_select(3, columns))
 
-    def _take(self, row: int, path: Sequence[int]) -> None:
-        """Move the pending rows `path` of one sequence behind what it holds."""
+    def _take(self, paths: Sequence[Sequence[int]]) -> None:
+        """Move the pending rows of each sequence's path behind what it holds: all sequences in one copy."""
         assert self.storage is not None
-        start, count = self.held[row] - self.stored[row], len(path)
-        if count and (start != self.n_open or path[-1] != count - 1):  # else they already lie there
-            source = torch.as_tensor(path, device=self.device) + self.n_open
-            self.storage[:, row, :, start : start + count] = self.storage[:, row].index_select(2, source)
-        if self.positions is not None:
-            first = self.committed[row]
-            self.positions[row, :, start : start + count] = torch.arange(first, first + count, device=self.device)
-        self.held[row] += count
-        self.committed[row] += count
+        rows, sources, targets, numbers = list[int](), list[int](), list[int](), list[int]()
+        for row, path in enumerate(paths):
+            start, first = self.held[row] - self.stored[row], self.committed[row]
+            for at, node in enumerate(path):
+                rows.append(row)
+                sources.append(self.n_open + node)
+                targets.append(start + at)
+                numbers.append(first + at)
+            self.held[row] += len(path)
+            self.committed[row] += len(path)
+        if sources != targets:  # else they already lie there
+            row, source, target = torch.tensor([rows, sources, targets], device=self.device)
+            self.storage[:, row, :, target] = self.storage[:, row, :, source]
+        if self.positions is not None and rows:
+            row, target, number = torch.tensor([rows, targets, numbers], device=self.device)
+            self.positions[row, :, target] = number.to(self.positions.dtype)[:, None]
 
     def _reduce(self, taken: Sequence[int], prompt: bool) -> None:
         """Let the policy or the sliding window free tokens, or the store take some."""

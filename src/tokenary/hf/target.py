@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tokenary.core.decoding import Emission
 from tokenary.core.errors import InputError, UnsupportedModelError
 from tokenary.core.tree import TokenTree
 from tokenary.hf import attention
@@ -86,8 +87,8 @@ class Target:
                 return end.value
 
     @torch.inference_mode()
-    def reading(self, prompts: Sequence[Sequence[int]], chunk: int) -> Generator[int, None, Tensor]:
-        """Read the prompts as `prefill` does, and let others run between passes: yields the tokens read so far."""
+    def reading(self, prompts: Sequence[Sequence[int]], chunk: int = 1024) -> Generator[list[Emission], None, Tensor]:
+        """Read the prompts as `prefill` does, and let others run between passes: yields that there is nothing new."""
         lengths = [len(prompt) for prompt in prompts]
         if not prompts or min(lengths) == 0:
             raise InputError("a prompt has no tokens")
@@ -116,7 +117,7 @@ class Target:
                     last[row] = logits[row, ends.index(length - 1 - start)]
             self.cache.commit([range(min(max(length - start, 0), stop - start)) for length in lengths])
             if stop < longest:
-                yield stop
+                yield []
         self.lengths = lengths
         return last
 

@@ -137,7 +137,7 @@ class SMC:
             for branches, matcher in zip(self.branches, matchers, strict=True)
         ]
         target = self._task.target()
-        logits = target.prefill(self._task.prompts)
+        logits = yield from target.reading(self._task.prompts)
         live = [(row, i) for row in range(len(clouds)) for i in range(self._count)]
         target.select_rows([row for row, _ in live])
         logits = logits[[row for row, _ in live]]

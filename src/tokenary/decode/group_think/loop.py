@@ -127,7 +127,7 @@ class GroupLoop:
             Group(answer, list(branches), [0] * self.thinkers, [(PROMPT, EVER)] * answer.n_prompt)
             for answer, branches in zip(self.sequences, self.branches, strict=True)
         ]
-        logits = self.target.prefill([group.answer.ids for group in groups])
+        logits = yield from self.target.reading([group.answer.ids for group in groups])
         # A thread without a header starts from the prompt's last token.
         picks = [(b.index, n) for branches in self.branches for n, b in enumerate(branches) if not b.new_ids]
         if picks:

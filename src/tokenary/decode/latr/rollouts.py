@@ -147,7 +147,7 @@ class Rollouts:
             for answer, branches in zip(self.sequences, self.branches, strict=True)
         ]
         target = self.task.target()
-        logits = target.prefill(self.task.prompts)
+        logits = yield from target.reading(self.task.prompts)
         step = 0  # new tokens of every leaf that goes on
         while groups:
             emissions = [emission for group in groups for emission in self._leave_tree(group, step)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,14 +19,20 @@ Score = Callable[[Tensor, Tensor, list[int], list[tuple[int, int]]], Tensor]
 
 
 class Small:
-    """The small model over a batch; keeps the last hidden state beside the logits."""
+    """The small model over a batch; keeps the logits (B, V) and the last hidden states (B, d) after its newest token."""
 
-    def __init__(self, model: PreTrainedModel, prompts: Sequence[Sequence[int]]) -> None:
+    logits: Tensor
+    hidden_states: Tensor
+
+    def __init__(self, model: PreTrainedModel) -> None:
         self.target = Target(model)
         self._seen: list[Tensor] = []
-        hook = model.base_model.register_forward_hook(self._see)
+
+    def reading(self, prompts: Sequence[Sequence[int]]) -> Generator[list[Emission], None, None]:
+        """Read the prompts as `Target.reading` does."""
+        hook = self.target.model.base_model.register_forward_hook(self._see)
         try:
-            self.logits = self.target.prefill(prompts)  # (B, V)
+            self.logits = yield from self.target.reading(prompts)
         finally:
             hook.remove()
         hidden = torch.cat(self._seen, dim=1)
@@ -53,8 +59,10 @@ class Small:
         self.logits, self.hidden_states = self.logits[list(rows)], self.hidden_states[list(rows)]
 
 
-def catch_up(large: Target, ids: Sequence[int], n_prompt: int) -> Tensor:
+def catch_up(large: Target, ids: Sequence[int], n_prompt: int) -> Generator[list[Emission], None, Tensor]:
     """Let the large model read, in one pass, what was written since it was last called; return the logits (1, V) after.
+
+    A long prompt is read as `Target.reading` does.
 
     Parameters
     ----------
@@ -65,7 +73,9 @@ def catch_up(large: Target, ids: Sequence[int], n_prompt: int) -> Tensor:
     n_prompt : int
         How many of them are the prompt: policies of the cache see it as one.
     """
-    logits = torch.empty(0) if large.lengths else large.prefill([ids[:n_prompt]])
+    logits = torch.empty(0)
+    if not large.lengths:
+        logits = yield from large.reading([ids[:n_prompt]])
     while (start := large.lengths[0]) < len(ids):
         room = large.room(0)  # a policy may want to choose in between
         stop = len(ids) if room is None else min(len(ids), start + max(room, 1))
@@ -130,7 +140,8 @@ class Mixed:
         gates = [self.gate() for _ in live]
         larges = [task.target() for _ in live]
         with attached(self.model):
-            small = Small(self.model, [sequence.ids for sequence in live])
+            small = Small(self.model)
+            yield from small.reading([sequence.ids for sequence in live])
             while True:
                 rows = [sequence.index for sequence in live]
                 tokens = task.sampler(small.logits, rows, [sequence.ids for sequence in live])
@@ -139,7 +150,7 @@ class Mixed:
                 routed = [gates[row](score) for row, score in zip(rows, scores, strict=True)]
                 for at, sequence in enumerate(live):
                     if routed[at]:
-                        tokens[at] = self._overrule(larges[sequence.index], sequence)
+                        tokens[at] = yield from self._overrule(larges[sequence.index], sequence)
                 held = sum(larges[row].nbytes for row in rows if larges[row].lengths)
                 self.peak_bytes = max(self.peak_bytes, small.target.nbytes + held)
                 yield [
@@ -154,10 +165,10 @@ class Mixed:
                     live = [live[at] for at in kept]
                 small.read([sequence.ids[-1] for sequence in live])
 
-    def _overrule(self, large: Target, sequence: Decoding) -> int:
+    def _overrule(self, large: Target, sequence: Decoding) -> Generator[list[Emission], None, int]:
         """Let the large model catch up with a sequence and choose its next token."""
         behind = len(sequence.ids) - (large.lengths[0] if large.lengths else sequence.n_prompt)
-        logits = catch_up(large, sequence.ids, sequence.n_prompt)
+        logits = yield from catch_up(large, sequence.ids, sequence.n_prompt)
         if behind:  # else the prompt's own pass gave the token
             sequence.trace.per_pass.append((behind - 1, behind - 1))
         return self.task.sampler(logits, [sequence.index], [sequence.ids])[0]

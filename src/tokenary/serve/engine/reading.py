@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from tokenary.core.decoding import Decoding
+from tokenary.core.decoding import Decoding, Emission
 from tokenary.hf.strategy import Task
 from tokenary.hf.target import Target
 from tokenary.serve.engine.work import Work
@@ -49,7 +49,7 @@ class Reading:
 
     newcomers: list[Newcomer]
     target: Target = field(init=False)
-    _steps: Generator[int, None, Tensor] | None = field(default=None, init=False)
+    _steps: Generator[list[Emission], None, Tensor] | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         self.target = self.newcomers[0].task.target()

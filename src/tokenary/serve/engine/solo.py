@@ -13,8 +13,7 @@ from tokenary.serve.protocol import Event
 class SoloLane:
     """Jobs of one recipe, one at a time: methods with a loop of their own, and models that fill masks.
 
-    Such a loop reads its prompt in one go. Its answer is told as far as everything before it is there: of several
-    branches the chosen one, in the end.
+    An answer is told as far as everything before it is there: of several branches the chosen one, in the end.
 
     Parameters
     ----------
@@ -52,23 +51,21 @@ class SoloLane:
         self._generation = Generation(
             self._lm, [job.prompt], self._recipe, job.max_new_tokens, work.sampler, stop=list(filter(None, job.stop))
         )
-        self._pieces = iter(self._generation)
+        self._passes = self._generation.passes()
         self._drafted: dict[int, bool] = {}  # by place, whether the token came from a draft
         self.works.append(work)
 
     def step(self) -> list[Event]:
-        """Run to the next piece of a text."""
+        """Run a pass."""
         work, generation = self.works[0], self._generation
         assert generation is not None
-        piece = next(self._pieces, None)
-        if piece is not None and piece.branch is not None:
-            return []
-        if piece is not None:
+        pieces = next(self._passes, None)
+        for piece in [piece for piece in pieces or () if piece.branch is None]:
             places = range(len(self._drafted), len(self._drafted) + len(piece.token_ids))
             self._drafted.update(zip(piece.at or places, piece.from_draft, strict=True))
         sequence = generation.sequences[0]
         work.trace, work.kv_bytes = sequence.trace, generation.peak_bytes
-        ended = piece is None or sequence.finish is not None
+        ended = pieces is None or sequence.finish is not None
         ids, known = sequence.new_ids, work.new_tokens
         mask = getattr(self._lm.model.config, "mask_token_id", None)
         settled = ids[known : ids.index(mask) if mask in ids else None]
@@ -86,5 +83,5 @@ class SoloLane:
     def drop(self, work: Work) -> None:
         """Forget a job that ended from outside."""
         self.works.remove(work)
-        self._pieces.close()  # type: ignore[attr-defined]
+        self._passes.close()  # type: ignore[attr-defined]
         self._generation = None
