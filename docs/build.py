@@ -207,8 +207,9 @@ def compare_memory() -> str:
         names = [name for name, _ in columns(record)]
         settings, machine = record["settings"], record["machine"]
         about = (
-            f"{record['model']['name']} in {record['model']['dtype']}, {settings['prompts']} texts of"
-            f" {settings['context']:,} tokens, seed {settings['seed']}; {machine['device']}; {record['date'][:10]}."
+            f"{record['model']['name']} in {record['model']['dtype']}, {settings['prompts']} text"
+            f"{'s' * (settings['prompts'] > 1)} of {settings['context']:,} tokens, seed {settings['seed']};"
+            f" {machine['device']}; {record['date'][:10]}."
         )
         notes = [f"- {note}" for note in (*record["left_out"], *record["warnings"])]
         rows = [cells(point) for point in record["points"]]

@@ -15,7 +15,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -28,12 +27,13 @@ from tqdm import tqdm
 
 from tokenary import generate, load
 from tokenary.core.errors import InputError
+from tokenary.core.files import write_json, written_whole
 from tokenary.core.seeding import substream
 from tokenary.models import LM
 from tokenary.models.low_rank import LowRank
 from tokenary.models.smollm2_small import keep_layers, probe, small_sibling
 from tokenary.models.text_diffusion.corpus import clean_wikipedia
-from tokenary.models.text_diffusion.training import schedule, write_json
+from tokenary.models.text_diffusion.training import schedule
 
 LENGTH = 256  # tokens of a row
 BATCH = 4  # rows of a step
@@ -72,9 +72,8 @@ def write(data: Path, count: int, seed: int) -> None:
         for row, (prompt, output) in enumerate(zip(prompts, told, strict=True)):
             ids = (prompt + output.token_ids)[:LENGTH]
             rows[row, : len(ids)] = ids
-        with file.with_suffix(".tmp").open("wb") as stream:
+        with written_whole(file) as stream:
             np.save(stream, rows)
-        os.replace(file.with_suffix(".tmp"), file)
 
 
 def wikipedia(lm: LM, megabytes: int = 12) -> np.ndarray:
@@ -256,8 +255,8 @@ def train(data: Path, out: Path, minutes: float, keep: int, rank: int, lr: float
             evaluated = seconds
         if last or seconds - stored >= 60:
             state = {"learnt": {name: p.data for name, p in learnt.items()}, "optimizer": optimizer.state_dict()}
-            torch.save(state | {"step": step, "seconds": seconds, "curve": curve, "run": run}, file.with_suffix(".tmp"))
-            os.replace(file.with_suffix(".tmp"), file)
+            with written_whole(file) as stream:
+                torch.save(state | {"step": step, "seconds": seconds, "curve": curve, "run": run}, stream)
             stored = seconds
     bar.close()
     models = {

@@ -18,11 +18,11 @@ from tokenizers import Tokenizer
 from tokenary.bench.bits import Window, windows
 from tokenary.claims.transplanting import domains, moved, new_tokenizer
 from tokenary.core.claim import device_name, versions
+from tokenary.core.files import write_json
 from tokenary.core.recipe import Step
 from tokenary.core.registry import cards
 from tokenary.data import udhr
 from tokenary.models import load
-from tokenary.models.text_diffusion.training import write_json
 from tokenary.tokenize.base import load_tokenizer
 from tokenary.tokenize.parallel import django_catalogues
 from tokenary.tokenize.training import train_bpe

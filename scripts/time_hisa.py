@@ -22,11 +22,11 @@ import torch
 from torch import Tensor
 
 from tokenary.core.claim import device_name, versions
+from tokenary.core.files import write_json
 from tokenary.memory.hisa.blocks import BlockIndex
 from tokenary.memory.hisa.indexer import score
 from tokenary.memory.hisa.plan import Plan, evaluations
 from tokenary.memory.hisa.search import search
-from tokenary.models.text_diffusion.training import write_json
 
 SHAPES = {"smollm2": (4, 32), "deepseek-v3.2": (64, 128)}
 BLOCK, BLOCKS, READ = 128, 64, 2048

@@ -34,9 +34,9 @@ import requests
 import torch
 
 from tokenary.core.claim import device_name, versions
+from tokenary.core.files import write_json
 from tokenary.data import prompts
 from tokenary.models import load
-from tokenary.models.text_diffusion.training import write_json
 
 
 @dataclass(frozen=True)

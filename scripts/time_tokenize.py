@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tokenary.core.claim import device_name, versions
+from tokenary.core.files import write_json
 from tokenary.data import enwik8
-from tokenary.models.text_diffusion.training import write_json
 from tokenary.tokenize import DynamicTokenization, StochasTok, TokenizerInformation, TokenPremium, TriadicSuffix
 from tokenary.tokenize.audit import audit
 from tokenary.tokenize.base import load_tokenizer

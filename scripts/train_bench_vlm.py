@@ -14,7 +14,6 @@ import os
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # drawing is many small operations
 
 import argparse
-import json
 import time
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from tokenary.core.files import write_json
 from tokenary.models.bench_vlm.loading import save
 from tokenary.models.bench_vlm.training import State, Trainer, TrainingOptions
 
@@ -61,7 +61,7 @@ def write(trainer: Trainer, folder: Path, final: dict[str, Any] | None = None) -
     judged = {key: final[key] for key in ("full", "blind", "gates")} if final else {}
     save(trainer.model, folder, **facts, **judged)
     record = {**facts, "options": asdict(options), "final": final, "curve": state.curve}
-    (folder / "report.json").write_text(json.dumps(record, indent=1) + "\n")
+    write_json(folder / "report.json", record)
 
 
 def main() -> None:
@@ -97,7 +97,7 @@ def main() -> None:
     try:
         trainer.run(report)
     except KeyboardInterrupt:
-        trainer.save_checkpoint()
+        trainer.checkpoint.save()
         print(f"stopped at step {trainer.state.step}; the same command goes on from there")
         return
     finally:

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from tokenary.core.files import write_json
 from tokenary.data import cifar10
 from tokenary.models.cifar_vit import ViTConfig, accuracy, load, save
 from tokenary.models.cifar_vit.training import Trainer, Training
@@ -50,7 +51,7 @@ def main() -> None:
             point = {"epoch": epoch, "seconds": round(state.seconds), "loss": round(loss, 4), "held_out": held_out}
             state.curve.append(point)
             bar.write(json.dumps(point))
-        trainer.save()
+        trainer.checkpoint.save()
         bar.update(state.step - bar.n)
         if args.minutes and time.monotonic() - start > 60 * args.minutes:
             bar.close()
@@ -72,7 +73,7 @@ def main() -> None:
         "test_accuracy": accuracy(model, torch.from_numpy(test.pixels), torch.from_numpy(test.labels)),
         "curve": state.curve,
     }
-    (args.out / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    write_json(args.out / "report.json", report)
     print(f"accuracy on 10,000 test pictures: {report['test_accuracy']:.4f}, {report['minutes']} minutes")
 
 

@@ -9,17 +9,17 @@ config.json, curve.json and report.json. The text of the curve's measurements is
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from itertools import islice
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
 from tokenary import load
+from tokenary.core.files import write_json, written_whole
 from tokenary.core.seeding import substream
 from tokenary.data import enwik8
 from tokenary.hf.rotation import Rotation, rotation_of
@@ -27,7 +27,6 @@ from tokenary.memory.hisa.indexer import LightningIndexer
 from tokenary.memory.hisa.training import HEADS, WIDTH, Looks, captured, distil, divergence, looks
 from tokenary.memory.learnt import mark
 from tokenary.models.text_diffusion.corpus import clean_wikipedia
-from tokenary.models.text_diffusion.training import write_json
 
 #: How many texts of how many tokens.
 LENGTHS = {2048: 60, 4096: 12, 8192: 6}
@@ -80,12 +79,10 @@ def main() -> None:
             )
             tqdm.write(str(curve[-1]))
 
-    given.out.mkdir(parents=True, exist_ok=True)
-    part = given.out / "model.safetensors.part"
     first = indexers[0]
     tensors = {name: tensor.half().contiguous() for name, tensor in nn.ModuleList(indexers).state_dict().items()}
-    save_file(tensors | {"mark": mark(lm.model)}, part)
-    os.replace(part, given.out / "model.safetensors")
+    with written_whole(given.out / "model.safetensors") as stream:
+        stream.write(save(tensors | {"mark": mark(lm.model)}))
     sizes = {"query_size": first.query.in_features, "key_size": first.key.in_features}
     write_json(given.out / "config.json", {**sizes, "heads": HEADS, "width": WIDTH, "layers": len(indexers)})
     write_json(given.out / "curve.json", curve)

@@ -13,7 +13,6 @@ others.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,10 @@ from tqdm import tqdm
 
 from tokenary import load
 from tokenary.core.errors import InputError
-from tokenary.core.files import sha256_of
+from tokenary.core.files import sha256_of, write_json, written_whole
 from tokenary.core.seeding import substream
 from tokenary.models.smollm2_small import FOLDER as SMALL
 from tokenary.models.smollm2_small import small_sibling
-from tokenary.models.text_diffusion.training import write_json
 from tokenary.route.r2r.labels import Labelled, label
 from tokenary.route.r2r.router import Router, aleatoric, features, load_router
 
@@ -63,9 +61,8 @@ def label_all(data: Path, small: Path, most: int) -> None:
         if start >= len(ids):
             continue
         found = label(lm.model, net, lm.tokenizer, ids[:start], ids[start:], lm.eos_token_ids, most=most, name=number)
-        with file.with_suffix(".tmp").open("wb") as stream:
+        with written_whole(file) as stream:
             np.savez(stream, **found._asdict())
-        os.replace(file.with_suffix(".tmp"), file)
 
 
 def read(files: list[Path]) -> Labelled:

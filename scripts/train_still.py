@@ -22,6 +22,7 @@ import torch
 from tqdm import tqdm
 
 from tokenary import load
+from tokenary.core.files import write_json
 from tokenary.data import enwik8
 from tokenary.memory.learnt import mark
 from tokenary.memory.still import STILL
@@ -31,7 +32,6 @@ from tokenary.memory.still.routing import Rule
 from tokenary.memory.still.training import Variant, middle_layers, transfer
 from tokenary.memory.still.tuning import tune
 from tokenary.models.text_diffusion.corpus import clean_wikipedia
-from tokenary.models.text_diffusion.training import write_json
 
 VARIANTS = (
     Variant(),
@@ -95,7 +95,6 @@ def main() -> None:
             curve.append({"step": step, "loss": loss, "held_out": found})
             tqdm.write(str(curve[-1]))
 
-    given.out.mkdir(parents=True, exist_ok=True)
     for name, trained in maps.items():
         save_maps(given.out, name, trained, mark(lm.model) if name == "model" else None)
     one = maps["model"][layers[0]]

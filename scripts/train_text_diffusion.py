@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
+from tokenary.core.files import write_json
 from tokenary.models.text_diffusion.corpus import (
     Corpus,
     clean_wikipedia,
@@ -28,7 +29,7 @@ from tokenary.models.text_diffusion.corpus import (
     token_bytes,
     train_tokenizer,
 )
-from tokenary.models.text_diffusion.training import Training, train, write_json
+from tokenary.models.text_diffusion.training import Training, train
 
 
 def prepare(data: Path, vocab: int, held_out: float) -> None:

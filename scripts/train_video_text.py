@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from tokenary.claims.centerclip import ARMS, AT, attached
+from tokenary.core.files import write_json
 from tokenary.models.training import fast_products
 from tokenary.models.video_text import VideoText, VideoTextConfig, candidates, gallery, ranks, save, similarity
 from tokenary.models.video_text.loading import NONE, tail_names
@@ -41,7 +42,7 @@ def trained(trainer: Trainer, held_out: Any, every: int) -> dict[str, Any]:
         point["recall_at_1"] = round(float((ranks(cosines) == 0).float().mean()), 4)
         point["before_its_twin"] = round(float(before.float().mean()), 4)
         state.curve.append(point)
-        trainer.save()
+        trainer.checkpoint.save()
         print(trainer.name, json.dumps(state.curve[-1]), flush=True)
     return {"minutes": round(state.seconds / 60, 1), "curve": state.curve}
 
@@ -89,7 +90,7 @@ def main() -> None:
     save(model, args.out, arms, **facts)
     about = {"settings": asdict(settings), "tuning": asdict(tuning), "threads": torch.get_num_threads(), **facts}
     about["parameters"] = sum(p.numel() for p in model.parameters())
-    (args.out / "report.json").write_text(json.dumps({**about, **report}, indent=1) + "\n")
+    write_json(args.out / "report.json", {**about, **report})
 
 
 if __name__ == "__main__":

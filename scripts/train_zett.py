@@ -10,7 +10,6 @@ predicted in training; the report says how well their rows are.
 from __future__ import annotations
 
 import argparse
-import os
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -18,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from tqdm import tqdm
 
 from tokenary import load
+from tokenary.core.files import write_json, written_whole
 from tokenary.core.seeding import substream
 from tokenary.data import enwik8, stdlib_code
 from tokenary.embed.zett.training import (
@@ -38,7 +38,6 @@ from tokenary.embed.zett.training import (
 from tokenary.hf.tokenizer import Vocabulary
 from tokenary.hf.vocabulary import roles, rust_tokenizer, tables
 from tokenary.models.text_diffusion.corpus import clean_wikipedia
-from tokenary.models.text_diffusion.training import write_json
 
 WIDTH, LAYERS = 256, 3
 TEXT_LR, LEXICAL, ROW_BATCH = 3e-4, 0.5, 256
@@ -105,10 +104,8 @@ def main() -> None:
             curve.append(point | {"cosine": cosine, "mean": mean})
             tqdm.write(str(curve[-1]))
 
-    given.out.mkdir(parents=True, exist_ok=True)
-    part = given.out / "model.safetensors.part"
-    save_file({name: tensor.half() for name, tensor in net.state_dict().items()}, part)
-    os.replace(part, given.out / "model.safetensors")
+    with written_whole(given.out / "model.safetensors") as stream:
+        stream.write(save({name: tensor.half() for name, tensor in net.state_dict().items()}))
     write_json(given.out / "config.json", {"hidden_size": rows.shape[1], "width": WIDTH, "layers": LAYERS})
     write_json(given.out / "curve.json", curve)
     cosine, mean = cosines(net, rows, check)

@@ -87,12 +87,6 @@ class Stats:
         """New tokens a second, the prompt's reading included."""
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
-    @property
-    def decode_tokens_per_second(self) -> float:
-        """New tokens a second after the first."""
-        after = self.seconds - self.first_token_seconds
-        return (self.new_tokens - 1) / after if after > 0 else 0.0
-
 
 @dataclass(frozen=True)
 class Branch:

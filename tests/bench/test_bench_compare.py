@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import html.parser
 import json
 import re
 import subprocess
@@ -11,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from html_page import Page
 
 import tokenary.bench.comparison as comparison_module
 from tokenary.bench import Comparison, balanced, compare, headline, render
@@ -19,17 +19,10 @@ from tokenary.bench.report import cells, findings, plots, running_mean, texts
 from tokenary.core.errors import InputError, OptionError, RecipeError
 from tokenary.data import Prompt, prompts
 from tokenary.decode.group_think import encode, header
-from tokenary.models import load, tiny_lm
+from tokenary.models import tiny_lm
 
 EVIL = "</script><script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'too'"
 RECIPES = ["token-recycling:nodes=6", "prompt-lookup:nodes=4", "keyformer:keep=50%", "random:keep=50%"]
-
-
-@pytest.fixture(scope="module")
-def stories(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOKENARY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return load("stories260k", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -43,29 +36,6 @@ def small(stories):
             Prompt("dog<b>", "file", "hostile", "One day, a dog"),
         ]
         return compare(stories, RECIPES, prompts=given, max_new_tokens=12, rounds=3, budgets=(50, 100), seed=4)
-
-
-class Page(html.parser.HTMLParser):
-    """What a browser would make of the page: elements, and the text outside scripts."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.elements, self.text, self._script = [], [], False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-        self._script = tag in ("script", "style")
-
-    def handle_endtag(self, tag):
-        self._script = False
-
-    def handle_data(self, data):
-        if not self._script:
-            self.text.append(data)
-
-    def all(self, tag):
-        return [attributes for name, attributes in self.elements if name == tag]
 
 
 # ------------------------------------------------------------------------------------------------------ the record

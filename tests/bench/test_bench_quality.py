@@ -11,7 +11,7 @@ import torch
 from tokenary.bench.quality import Quality, at_budget, evaluate, memory_only, sliding_texts, sweep, teacher_forced
 from tokenary.core.errors import InputError, OptionError
 from tokenary.core.recipe import Recipe
-from tokenary.models import load, tiny_lm
+from tokenary.models import tiny_lm
 
 RNG = np.random.default_rng(3)
 TEXTS = RNG.integers(1, 97, (3, 90)).tolist()
@@ -21,13 +21,6 @@ P = 50
 @pytest.fixture(scope="module")
 def lm():
     return tiny_lm(seed=2, layers=3)
-
-
-@pytest.fixture(scope="module")
-def stories(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOKENARY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return load("stories260k", dtype="float32")
 
 
 def log_likelihood(lm, texts, prompt_tokens):

@@ -1,24 +1,12 @@
 """Haystacks: exact length, everything hidden once, questions with the answers that stand in the text, scores."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from tokenary.bench.haystack import COPIED, CUE, TASKS, Haystack, Question, haystacks
 from tokenary.core.errors import InputError
 from tokenary.data import prose
 
 TEXT = prose()[:30_000]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """A byte a token."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(letters)}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made)
 
 
 @pytest.fixture(scope="module")

@@ -1,24 +1,12 @@
 """Long-context workloads: exact lengths, what is hidden is there once, and scores."""
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
 
 from tokenary.bench.long_context import CITIES, TASKS, copy, key_value, multi_needle, needle, prose_loss
 from tokenary.core.errors import InputError, OptionError
 from tokenary.data import prose
 
 TEXT = prose()[:30_000]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    """A byte a token."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE(vocab={letter: at for at, letter in enumerate(letters)}, merges=[]))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    made.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=made)
 
 
 @pytest.mark.parametrize("task", TASKS)

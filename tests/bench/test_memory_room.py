@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import html.parser
 import io
 import json
 import sys
 from pathlib import Path
 
 import pytest
+from html_page import Page
 
 import tokenary.bench.memory_peers as peers_module
 from tokenary.bench import Comparison, MemoryComparison, compare_memory
 from tokenary.bench.haystack import TASKS
 from tokenary.bench.memory_report import cells, columns, findings, plots, render
 from tokenary.core.errors import InputError, OptionError, RecipeError
-from tokenary.models import load, tiny_lm
+from tokenary.models import tiny_lm
 
 RECIPES = ["keyformer:keep=25%", "random:keep=25%", "read-oracle:read=10%"]
-
-
-@pytest.fixture(scope="module")
-def stories(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOKENARY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return load("stories260k", dtype="float32")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +59,7 @@ def test_files_go_there_and_back(small, tmp_path):
         Comparison.read(results)
 
 
-def test_everything_is_checked_before_any_work():
+def test_everything_is_checked_before_any_work(stories):
     with pytest.raises(OptionError, match="context"):
         compare_memory("nowhere", context=100)
     with pytest.raises(OptionError, match="prompts"):
@@ -76,7 +69,7 @@ def test_everything_is_checked_before_any_work():
     with pytest.raises(OptionError, match="keep"):
         compare_memory("nowhere", ["random:keep=120%"])
     with pytest.raises(RecipeError, match="neither keeps"):
-        compare_memory(load("stories260k", dtype="float32"), ["prompt-lookup"], context=640, room=None)
+        compare_memory(stories, ["prompt-lookup"], context=640, room=None)
     with pytest.raises(InputError, match="no tokenizer"):
         compare_memory(tiny_lm(), context=640)
 
@@ -131,16 +124,6 @@ def test_the_headline_follows_the_figures(small):
     assert best["recipe"] in said[1] and "-9.00 nats" in said[1]
     best["share"] = 0.6
     assert not any(best["recipe"] in sentence for sentence in findings(record))
-
-
-class Page(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.elements = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
 
 
 def test_the_page_has_a_plot_for_each_workload_and_asks_for_nothing_from_outside(small):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html.parser
 import io
 import json
 import math
@@ -11,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from html_page import Page
 
 from tokenary.bench import reduce_room
 from tokenary.bench.reduce_arms import (
@@ -408,16 +408,6 @@ def test_the_terminal_gets_every_point_and_both_parts(small, record):
             assert all(point["recipe"] in text for point in part["points"])
         assert ("crops" in text) is (len(each.parts) == 2)
     assert "attribute" in text and "chart" in text and "(ocr)" not in text
-
-
-class Page(html.parser.HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.elements = []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
 
 
 def test_the_page_has_every_curve_and_asks_for_nothing_from_outside(record, small):

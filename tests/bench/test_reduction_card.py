@@ -23,7 +23,7 @@ from tokenary.bench.reduction_card.text import able, text_figures
 from tokenary.bench.reduction_card.watching import Watched
 from tokenary.core.budget import Budget
 from tokenary.core.errors import OptionError, RecipeError
-from tokenary.models.bench_vlm import BenchVLM, save, sized
+from tokenary.models.bench_vlm import BenchVLM, save
 from tokenary.probe.laws import toy
 from tokenary.probe.token_reduction_position.effects import effect
 from tokenary.reduce.base import Reducer
@@ -37,18 +37,6 @@ from tokenary.reduce.reduce_random import ReduceRandom
 from tokenary.reduce.token_transforming import TokenTransforming
 
 QUARTER = Budget(ratio=0.25)
-
-
-@pytest.fixture(scope="module")
-def tiny() -> BenchVLM:
-    """A random tiny model whose weights are large enough for answers to differ."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = BenchVLM(sized("tiny")).eval().requires_grad_(False)
-        for parameter in model.parameters():
-            if parameter.dim() >= 2:
-                parameter.normal_(std=1.5 / parameter.shape[-1] ** 0.5)
-    return model
 
 
 @pytest.fixture(scope="module")

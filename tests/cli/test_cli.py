@@ -28,18 +28,6 @@ def command(*arguments, **options):
     return subprocess.run([sys.executable, "-m", "tokenary", *arguments], **options)
 
 
-@pytest.fixture
-def cli(capfd, monkeypatch):
-    """Run the command line in this process: exit code, stdout, stderr."""
-    monkeypatch.delenv("TOKENARY_DEBUG", raising=False)
-
-    def run(*arguments):
-        code = main(list(arguments))
-        return code, *capfd.readouterr()
-
-    return run
-
-
 def one_line(text):
     return text.startswith("tokenary: ") and text.count("\n") == 1 and "Traceback" not in text
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
 import torch
 
 from tokenary import generate, infill
-from tokenary.cli import main
 from tokenary.core.errors import InputError, OptionError, TokenaryError, UnsupportedModelError
 from tokenary.decode.any_subset_ar import log_density
 from tokenary.models.text_diffusion import build, load_text_diffusion, save_text_diffusion
@@ -163,15 +163,8 @@ def test_what_is_refused(lms):
 
 
 @pytest.fixture
-def cli(capfd, monkeypatch):
-    """Run the command line in this process: exit code, stdout, stderr."""
-    monkeypatch.delenv("TOKENARY_DEBUG", raising=False)
-
-    def run(*arguments):
-        code = main(["infill", *map(str, arguments)])
-        return code, *capfd.readouterr()
-
-    return run
+def cli(cli):
+    return functools.partial(cli, "infill")
 
 
 def test_the_command_prints_the_text(cli, folders, lms):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -11,7 +12,6 @@ import time
 
 import pytest
 
-from tokenary.cli import main
 from tokenary.data import prose
 from tokenary.tokenize.base import load_tokenizer
 from tokenary.tokenize.laws import toy_tokenizer
@@ -22,15 +22,8 @@ ENGLISH = prose()[:30_000].split("\n")
 
 
 @pytest.fixture
-def cli(capfd, monkeypatch):
-    """Run the command line in this process: exit code, stdout, stderr."""
-    monkeypatch.delenv("TOKENARY_DEBUG", raising=False)
-
-    def run(*arguments):
-        code = main(["tokenizer", *map(str, arguments)])
-        return code, *capfd.readouterr()
-
-    return run
+def cli(cli):
+    return functools.partial(cli, "tokenizer")
 
 
 @pytest.fixture

@@ -176,20 +176,24 @@ def test_progress_ends_at_the_whole(no_plain, pack_file):
 # --------------------------------------------------------------------------------------------------- damage
 
 
+def every_damage(archive):
+    """Every truncation of an archive, and every flip of a bit."""
+    yield from (archive[:length] for length in range(len(archive)))
+    for bit in range(8 * len(archive)):
+        damaged = bytearray(archive)
+        damaged[bit // 8] ^= 1 << bit % 8
+        yield bytes(damaged)
+
+
 def test_every_flipped_bit_and_every_truncation_is_seen(no_plain, pack_file, unpack_file, monkeypatch):
     decode = files.decode_block
     seen = functools.cache(lambda kind, payload, size, machine: decode(kind, payload, size, machine))
     monkeypatch.setattr(files, "decode_block", lambda *given: seen(*given[:4]))
     archive, summary = pack_file(TEXT * 5)
     assert summary.coded and summary.blocks == 2 and archive[archive.index(SYNC) + 4] == CODED
-    for length in range(len(archive)):
+    for damaged in every_damage(archive):
         with pytest.raises(InputError):
-            unpack_file(archive[:length])
-    for bit in range(8 * len(archive)):
-        damaged = bytearray(archive)
-        damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(InputError):
-            unpack_file(bytes(damaged))
+            unpack_file(damaged)
     with pytest.raises(DamagedError):
         unpack_file(archive + b"\x00")
     with pytest.raises(DamagedError):
@@ -199,14 +203,9 @@ def test_every_flipped_bit_and_every_truncation_is_seen(no_plain, pack_file, unp
 def test_damage_to_a_plain_stream_is_seen_too(pack_file, unpack_file):
     archive, summary = pack_file(NOISE[:60])
     assert not summary.coded
-    for length in range(len(archive)):
+    for damaged in every_damage(archive):
         with pytest.raises(InputError):
-            unpack_file(archive[:length])
-    for bit in range(8 * len(archive)):
-        damaged = bytearray(archive)
-        damaged[bit // 8] ^= 1 << bit % 8
-        with pytest.raises(InputError):
-            unpack_file(bytes(damaged))
+            unpack_file(damaged)
     for more in (b"\x00", archive[-40:]):
         with pytest.raises(DamagedError):
             unpack_file(archive + more)

@@ -334,14 +334,14 @@ def test_batch_indexing_and_moving():
 
 def test_identity_and_what_a_map_says_of_itself():
     one = TokenMap.identity(4)
-    assert one.is_identity and one.keep_fraction == 1 and isinstance(one, Permute)
+    assert one.is_identity and isinstance(one, Permute)
     assert (one @ one).is_identity and Compose(one, one).is_identity
     assert Select(torch.arange(4), 4).is_identity and Segment(torch.arange(4), 4).is_identity
     assert Scatter(torch.arange(4), 4).is_identity and Dense(torch.eye(4)).is_identity
     assert not Permute(torch.tensor([1, 0])).is_identity and not Select(torch.arange(3), 4).is_identity
     assert not Select(torch.arange(2), 2, torch.tensor([True, False])).is_identity
     keep = Select(torch.zeros(2, 8, 3, dtype=torch.long), 12)
-    assert keep.keep_fraction == 0.25 and repr(keep) == "Select(3 of 12 tokens, batch (2, 8))"
+    assert repr(keep) == "Select(3 of 12 tokens, batch (2, 8))"
     assert repr(Segment(torch.zeros(6).long(), 2) @ Select(torch.arange(6), 9)) == (
         "(Segment(mean of 6 tokens in 2 groups) @ Select(6 of 9 tokens))"
     )

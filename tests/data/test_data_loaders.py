@@ -15,6 +15,7 @@ import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from tar_files import tgz
 
 from tokenary import data
 from tokenary.core import packages
@@ -28,16 +29,6 @@ PAGE = """<!doctype html><html><head><title>T</title></head><body><h1>Title</h1>
 free.</p></article>
 <article data-number="2"><h2>Article 2</h2><ol><li><p>First.</p></li><li><p>Second.</p></li></ol></article>
 </body></html>"""
-
-
-def tgz(files):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return out.getvalue()
 
 
 def archive(files):

@@ -4,10 +4,10 @@ import dataclasses
 import hashlib
 import io
 import json
-import tarfile
 
 import numpy as np
 import pytest
+from tar_files import tgz
 
 from tokenary import data
 from tokenary.core.errors import FetchError, OptionError
@@ -23,16 +23,6 @@ OFFICIAL = {  # sha256 of the authors' files, which the npm package does not car
         "755304fc0b379caeae8c14f0dac912fbc7d6cd469eb67a1029a08a39453a9add",
     ],
 }
-
-
-def tgz(files):
-    out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode="w:gz") as archive:
-        for name, content in files.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
-    return out.getvalue()
 
 
 @pytest.fixture

@@ -25,11 +25,6 @@ PROMPTS = [[5, 6, 7, 8, 9, 3, 1], [1, 2, 3], [10, 11] * 5]
 SAMPLING = Sampler(temperature=0.8, seed=3)
 
 
-@pytest.fixture(scope="module")
-def stories():
-    return tokenary.load("stories260k", dtype="float32", optimize=False)
-
-
 def write(lm, prompts, new=12, sampler=SAMPLING, end=(), stops=None, **options):
     """Run to the end; return the loop and what it emitted."""
     with attached(lm.model):

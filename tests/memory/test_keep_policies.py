@@ -18,6 +18,8 @@ from tokenary.decode.width import DraftWidth
 from tokenary.hf.cache import TokenCache
 from tokenary.hf.target import Target, attached
 from tokenary.memory.keyformer import Keyformer
+from tokenary.memory.laws import RAGGED as PROMPTS
+from tokenary.memory.laws import prompts_of
 from tokenary.memory.random import RandomTokens
 from tokenary.memory.recent import RecentTokens
 from tokenary.models.tiny import tiny_lm
@@ -29,14 +31,6 @@ NEW = 40
 @pytest.fixture(scope="module")
 def model():
     return tiny_lm(layers=3, heads=6, kv_heads=2, hidden=48).model
-
-
-def prompts_of(*lengths):
-    rng = np.random.default_rng(0)
-    return [rng.integers(1, 97, length).tolist() for length in lengths]
-
-
-PROMPTS = prompts_of(70, 33, 101, 64)
 
 
 def start(model, policy) -> Target:

@@ -17,13 +17,12 @@ from tokenary.core.tree import TokenTree
 from tokenary.hf.cache import TokenCache
 from tokenary.hf.target import Target, attached
 from tokenary.memory.keyformer import Keyformer
-from tokenary.memory.laws import oracle, prompts_of
+from tokenary.memory.law_tools import RAGGED, advance, oracle
 from tokenary.memory.pbs_attn import PBSAttn
 from tokenary.memory.pbs_attn.blocks import causal_pairs, importance, sorted_inside, top_mass
 from tokenary.models.tiny import tiny_lm
 
 SMALL = {"block": 4, "segment": 8, "queries": 4}
-RAGGED = prompts_of(70, 33, 101, 64)
 
 # ------------------------------------------------------------------------------------------------ the slow reference
 
@@ -257,16 +256,7 @@ def write(lm, policy, prompts, new, draft=None, keep=None):
         texts = [[*p, t] for p, t in zip(prompts, target.prefill(prompts).argmax(-1).tolist(), strict=True)]
         while min(len(t) - len(p) for t, p in zip(texts, prompts, strict=True)) < new:
             tree = TokenTree.roots([t[-1] for t in texts]) if draft is None else draft(texts)
-            choices, paths = target.score(tree).argmax(-1).tolist(), []
-            for row, text in enumerate(texts):
-                path = [0]
-                while (child := tree.child(row, path[-1], choices[row][path[-1]])) >= 0:
-                    path.append(child)
-                path = path[: target.room(row)]
-                text += [choices[row][node] for node in path]
-                paths.append(path)
-            passes.append(max(map(len, paths)))
-            target.commit(paths)
+            passes.append(max(map(len, advance(target, texts, tree))))
     return [t[len(p) :][:new] for t, p in zip(texts, prompts, strict=True)], passes
 
 

@@ -9,6 +9,7 @@ from rows import forget, leave_and_repeat
 from safetensors.torch import load_file
 
 from tokenary.core.errors import InputError, OptionError, RecipeError, UnsupportedModelError
+from tokenary.core.files import write_json
 from tokenary.core.recipe import Recipe
 from tokenary.core.tree import TokenTree
 from tokenary.data import prose
@@ -25,7 +26,6 @@ from tokenary.memory.still.routing import Rule, prompt_saliency
 from tokenary.memory.still.training import Variant, middle_layers, transfer
 from tokenary.memory.still.tuning import next_token_loss, tune
 from tokenary.models.lm import LM
-from tokenary.models.text_diffusion.training import write_json
 from tokenary.models.tiny import tiny_lm
 from tokenary.run import load
 

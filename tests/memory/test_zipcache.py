@@ -22,6 +22,7 @@ from tokenary.hf.cache import TokenCache
 from tokenary.hf.target import Target, attached
 from tokenary.memory.base import ReadLayer
 from tokenary.memory.keyformer import Keyformer
+from tokenary.memory.laws import RAGGED as PROMPTS
 from tokenary.memory.zipcache import CARD, ZipCache
 from tokenary.memory.zipcache import layer as zip_layer
 from tokenary.memory.zipcache.packing import Codes, pack, unpack
@@ -282,14 +283,6 @@ def lm():
     made = tiny_lm(layers=3, heads=6, kv_heads=2, hidden=48)
     made.model.double()  # else rounding turns a difference in the last digit into one of a whole step
     return made
-
-
-def prompts_of(*lengths):
-    rng = np.random.default_rng(0)
-    return [rng.integers(1, 97, length).tolist() for length in lengths]
-
-
-PROMPTS = prompts_of(70, 33, 101, 64)
 
 
 def start(lm, policy, **more) -> Target:

@@ -1,4 +1,4 @@
-"""Models for the tests of loading: the packaged SmolLM2, stories260k, and small files in every layout."""
+"""Models for the tests of loading: the packaged SmolLM2, and small files in every layout."""
 
 from __future__ import annotations
 
@@ -16,13 +16,6 @@ def cache(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     monkeypatch.setenv("TOKENARY_CACHE", str(folder))
     return folder
-
-
-@pytest.fixture(scope="session")
-def stories(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TOKENARY_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return load("stories260k", dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -86,7 +86,7 @@ def test_a_broken_run_goes_on_as_if_it_had_not_been(tmp_path):
     for _ in range(8):
         part = Trainer(TINY, settings, x, labels, tmp_path / "b.pt")
         part.run_epoch()
-        part.save()
+        part.checkpoint.save()
     assert part.state.step == whole.state.step == 8
     for a, b in zip(whole.model.state_dict().values(), part.model.state_dict().values(), strict=True):
         assert torch.equal(a, b)

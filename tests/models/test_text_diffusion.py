@@ -362,7 +362,7 @@ def test_a_run_broken_off_and_resumed_is_the_same(tmp_path, tokenizer, corpus, m
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(training, "batch_of", broken)
         train(corpus, tokenizer, tmp_path / "part", quick(save_every=0), sizes=SMALL, progress=False)
-    assert not list((tmp_path / "part").glob("*.tmp"))
+    assert not list((tmp_path / "part").glob(".*"))
     resumed = train(corpus, tokenizer, tmp_path / "part", quick(save_every=0), sizes=SMALL, progress=False)
     assert resumed["weights_sha256"] == whole["weights_sha256"] and resumed["steps"] == 12
     with pytest.raises(InputError, match="other settings"):

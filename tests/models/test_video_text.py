@@ -248,7 +248,7 @@ def state_after(path, cuts, tail=(), **options):
         model = network()
         trainer = Trainer(model, SETTINGS, pool, path, tail=tail, **options)
         loss = trainer.run(steps)
-        trainer.save()
+        trainer.checkpoint.save()
         assert math.isfinite(loss)
     assert trainer.state.step == sum(cuts)
     return start, model.state_dict()

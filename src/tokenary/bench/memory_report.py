@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from tokenary.bench.haystack import TASKS
-from tokenary.bench.report import layout
 from tokenary.core import page
-from tokenary.core.page import INK, PALETTE
+from tokenary.core.page import INK, PALETTE, layout
 
 Record = Mapping[str, Any]
 #: What of a full cache's bytes, or tokens read, counts as little in the headline: a quarter, and some bookkeeping.

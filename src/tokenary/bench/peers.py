@@ -153,7 +153,7 @@ class LlamaCppPeer(Peer):
         return Sample([new], [per_pass], [[False] * len(new)], seconds, first - began, memory.read())
 
 
-def peers_of(lm: LM, max_new_tokens: int, clock: Clock = time.perf_counter) -> tuple[list[Peer], list[str]]:
+def peers_of(lm: LM, max_new_tokens: int) -> tuple[list[Peer], list[str]]:
     """Return the peers that can be measured, and one line for each that cannot.
 
     Parameters
@@ -162,8 +162,6 @@ def peers_of(lm: LM, max_new_tokens: int, clock: Clock = time.perf_counter) -> t
         The model; transformers gets the same weights as it loads them itself, loaded once more if `lm`'s are packed.
     max_new_tokens : int
         Most tokens a prompt.
-    clock : callable
-        Returns seconds.
     """
     peers: list[Peer] = []
     absent: list[str] = []
@@ -172,9 +170,9 @@ def peers_of(lm: LM, max_new_tokens: int, clock: Clock = time.perf_counter) -> t
     except TokenaryError as error:
         absent.append(f"transformers was not measured: {error}")
     else:
-        peers += [TransformersPeer(model, lm.eos_token_ids, max_new_tokens, n, clock) for n in (None, 10)]
+        peers += [TransformersPeer(model, lm.eos_token_ids, max_new_tokens, n) for n in (None, 10)]
     try:
-        peers.append(LlamaCppPeer(_llama_cpp(lm), lm.eos_token_ids, max_new_tokens, clock))
+        peers.append(LlamaCppPeer(_llama_cpp(lm), lm.eos_token_ids, max_new_tokens))
     except TokenaryError as error:
         absent.append(f"llama.cpp was not measured: {error}")
     return peers, absent

@@ -7,9 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tokenary.bench.report import layout
 from tokenary.core import page
-from tokenary.core.page import INK, PALETTE
+from tokenary.core.page import INK, PALETTE, layout
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -185,7 +185,7 @@ class _Counting(ReducedVLM):
 
 
 def summary(
-    arms: Sequence[Arm], full: Arm, blind: Arm, families: Sequence[str], *, resamples: int = 2000, seed: int = 0
+    arms: Sequence[Arm], full: Arm, blind: Arm, families: Sequence[str], *, resamples: int = 2000
 ) -> list[dict[str, Any]]:
     """Return one row of figures an arm: retention on average and by family, tokens, FLOPs and bytes."""
     rows = []
@@ -197,16 +197,14 @@ def summary(
             "gflops": round(arm.flops / 1e9, 4),
             "kv_bytes": round(arm.kv_bytes),
         }
-        found["retention"] = retained(
-            arm.right, full.right, blind.right, families, resamples=resamples, seed=seed
-        ).to_json()
+        found["retention"] = retained(arm.right, full.right, blind.right, families, resamples=resamples).to_json()
         found["families"] = {}
         for family in dict.fromkeys(families):
             here = np.array([name == family for name in families])
             parts = (arm.right[:, here], full.right[:, here], blind.right[:, here])
             found["families"][family] = {
                 "accuracy": round(float(parts[0].mean()), 4),
-                **retained(*parts, resamples=resamples, seed=seed).to_json(),
+                **retained(*parts, resamples=resamples).to_json(),
             }
         rows.append(found)
     return rows
@@ -261,9 +259,9 @@ def vlm_flops(config: VLMConfig, vision: Sequence[int], language: Sequence[int],
     return views * seen + read
 
 
-def kv_bytes(config: VLMConfig, language: Sequence[int], itemsize: int = 2) -> int:
-    """Count the bytes of keys and values of a prompt, layers of different length each with its own."""
-    return sum(2 * n * config.width * itemsize for n in language)
+def kv_bytes(config: VLMConfig, language: Sequence[int]) -> int:
+    """Count the bytes of a prompt's keys and values in half precision, layers of different length each with its own."""
+    return sum(2 * 2 * n * config.width for n in language)
 
 
 @dataclass(frozen=True)

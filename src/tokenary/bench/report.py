@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenary.core import page
-from tokenary.core.page import INK, LINE, PALETTE
+from tokenary.core.page import INK, PALETTE, layout
 
 Record = Mapping[str, Any]
 
@@ -143,22 +143,6 @@ def plots(record: Record) -> list[dict[str, Any]]:
     """
     made = [_speed(record), _per_pass(record), _curves(record), _over_time(record)]
     return [plot for plot in made if plot is not None]
-
-
-def layout(height: int, **more: Any) -> dict[str, Any]:
-    """Return the layout of a plot, in the colours of the page."""
-    axis = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE, "automargin": True}
-    return {
-        "height": height,
-        "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-        "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
-        "xaxis": axis | more.pop("xaxis", {}),
-        "yaxis": axis | more.pop("yaxis", {}),
-    } | more
 
 
 def _speed(record: Record) -> dict[str, Any]:
@@ -394,7 +378,7 @@ def running_mean(values: Sequence[float], window: int) -> list[float]:
 # -- texts -------------------------------------------------------------------------------------------------------------
 
 
-def texts(record: Record, count: int = N_TEXTS) -> list[dict[str, Any]]:
+def texts(record: Record) -> list[dict[str, Any]]:
     """Return a few prompts, of every workload in turn, with what each drafting recipe said.
 
     A text is a list of runs ``(drafted, text)``: neighbouring tokens of one origin together.
@@ -404,7 +388,7 @@ def texts(record: Record, count: int = N_TEXTS) -> list[dict[str, Any]]:
         groups.setdefault(prompt["workload"], []).append(prompt)
     in_turn = [group[turn] for turn in range(len(record["prompts"])) for group in groups.values() if turn < len(group)]
     made = []
-    for prompt in in_turn[:count]:
+    for prompt in in_turn[:N_TEXTS]:
         said = []
         for output in record["outputs"]:
             if output["prompt"] == prompt["id"] and output["recipe"] != PLAIN:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tokenary.claims.drafting import Drafted, differences, draft, standard_error
-from tokenary.core.claim import Claim, Outcome
+from tokenary.claims.drafting import Drafted, differences, draft
+from tokenary.core.claim import Claim, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.data import prompts, prose, stdlib_code
 from tokenary.decode.aded import ADED, TrigramStore, build_store, count_text

@@ -10,8 +10,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.sampling import Sampler
 from tokenary.core.seeding import substream
 from tokenary.data import enwik8, prose
@@ -159,7 +158,7 @@ def run(
     calls = {name: found["calls"] for name, found in (results | others | blind).items()}
 
     def figure(name: str) -> Figure:
-        return Figure(name, float(calls[name].mean()), standard_error(calls[name]))
+        return Figure.of(name, calls[name])
 
     method = figure("assd")
     return Outcome(

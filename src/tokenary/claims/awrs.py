@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.sampling import Sampler
 from tokenary.core.seeding import substream
 from tokenary.decode.awrs import AWRS, Choice, Tester
@@ -169,14 +168,14 @@ def run(
     tests = np.array([context.weighted for context in contexts], float)
     naive = np.array([float(stream.geometric(math.exp(context.log_mass))) for context in contexts])
     vocabulary = float(lm.vocab_size)
-    method_figure = Figure("awrs", float(tests.mean()), standard_error(tests))
+    method_figure = Figure.of("awrs", tests)
     if max(worst, further) >= 4.5:
         method_figure = Figure("awrs, not exact", vocabulary)
     surprise = np.array([-context.log_mass for context in contexts])
     return Outcome(
         method=method_figure,
         baseline=Figure("full masking", vocabulary),
-        controls=(Figure("none", 0.0), Figure("random", float(naive.mean()), standard_error(naive))),
+        controls=(Figure("none", 0.0), Figure.of("random", naive)),
         n=len(contexts),
         runs=1,
         details={

@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 
 from tokenary.bench.reduction import block_flops
 from tokenary.claims.cifar_reduction import times
-from tokenary.claims.drafting import standard_error
 from tokenary.core.budget import Budget
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.models.bench_vlm.assets import PHOTOS, assets
 from tokenary.models.video_text import Gallery, VideoText, gallery, load, panned, similarity

@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from tokenary.bench.reduction import block_flops
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Figure
+from tokenary.core.claim import Figure, standard_error
 from tokenary.data import cifar10
 from tokenary.models.cifar_vit import CifarViT, ViTConfig
 from tokenary.reduce.base import Point, Reducer
@@ -51,7 +50,7 @@ class Arm:
 
     def figure(self, name: str) -> Figure:
         """Accuracy in percent."""
-        return Figure(name, float(self.each.mean()), standard_error(self.each))
+        return Figure.of(name, self.each)
 
     def details(self, full: Arm) -> dict[str, Any]:
         """Figures as plain JSON types, beside those without reducing."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tokenary.bench.filled import agreement, pseudo_nll
-from tokenary.claims.drafting import standard_error
+from tokenary.core.claim import standard_error
 from tokenary.core.decoding import Decoding
 from tokenary.core.sampling import Sampler
 from tokenary.core.seeding import substream

@@ -28,13 +28,7 @@ class Drafted:
 
     def figure(self, name: str, skip: int = 0) -> Figure:
         """Mean of the rates, with its standard error."""
-        rates = self.rates(skip)
-        return Figure(name, float(rates.mean()), standard_error(rates))
-
-
-def standard_error(values: np.ndarray) -> float:
-    """Standard error of a mean; infinite for fewer than two values."""
-    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("inf")
+        return Figure.of(name, self.rates(skip))
 
 
 def draft(lm: LM, prompts: Iterable[Sequence[int]], proposer: Proposer | None, max_new_tokens: int) -> Drafted:

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from torch.nn.functional import cross_entropy
 
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.data import prose, stdlib_code, udhr
 from tokenary.run import load
@@ -105,7 +104,7 @@ def run(
     within = words.after(_merges(words, cuts[0]))
 
     def figure(name: str) -> Figure:
-        return Figure(name, float(judged[name].mean()), standard_error(judged[name]))
+        return Figure.of(name, judged[name])
 
     bytes_behind = float(tokenizer.byte_lengths[behind.numpy()].sum()) / behind.numel()
     read = {"text": prompts} | {

@@ -12,11 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenary.bench.quality import sliding_texts
-from tokenary.claims.drafting import standard_error
 from tokenary.claims.retention import KEEPS, Key, controls, outcome
 from tokenary.claims.scene_reading import Arm, about, asked, low_res, opened, read
 from tokenary.core.budget import Budget
-from tokenary.core.claim import Claim, Outcome
+from tokenary.core.claim import Claim, Outcome, standard_error
 from tokenary.core.statistics import spearman
 from tokenary.data import prose
 from tokenary.models.bench_vlm.batches import Questions

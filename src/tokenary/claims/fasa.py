@@ -12,9 +12,8 @@ import torch
 from torch import Tensor
 
 from tokenary.bench.quality import sliding_texts
-from tokenary.claims.drafting import standard_error
 from tokenary.core.budget import Budget
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.core.tree import TokenTree
 from tokenary.data import stdlib_code, wikitext2
@@ -113,7 +112,7 @@ def run(
     rise = {name: float(np.mean(values) - np.mean(losses["full"])) for name, values in losses.items()}
 
     def figure(name: str) -> Figure:
-        return Figure(name, float(found[name].mean()), standard_error(found[name]))
+        return Figure.of(name, found[name])
 
     details: dict[str, Any] = {
         "overlap": {name: float(values.mean()) for name, values in found.items()},

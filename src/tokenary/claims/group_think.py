@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.sampling import Sampler
 from tokenary.decode.base import Loop
 from tokenary.decode.group_think import GroupThink, encode, header
@@ -161,7 +160,7 @@ def run(
     counts = {name: np.mean([distinct(groups) for groups in arm], axis=0) for name, arm in items.items()}  # by prompt
 
     def figure(name: str) -> Figure:
-        return Figure(name, float(counts[name].mean()), standard_error(counts[name]))
+        return Figure.of(name, counts[name])
 
     def by_steps(arm: list[list[list[list[int]]]], steps: int) -> float:
         cut = [[[thread[:steps] for thread in threads] for threads in rows] for rows in arm]

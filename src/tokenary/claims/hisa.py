@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenary.bench.quality import sliding_texts
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.recipe import Recipe
 from tokenary.core.seeding import substream
 from tokenary.core.tree import TokenTree
@@ -146,7 +145,7 @@ def run(
     lost = {name: figures("mass", FLAT) - figures("mass", name) for name in (TREE, BLOCKS, "random")}
 
     def figure(name: str) -> Figure:
-        return Figure(name, float(lost[name].mean()), standard_error(lost[name]))
+        return Figure.of(name, lost[name])
 
     plans = {name: policy.plan for name, policy in policies.items() if isinstance(policy, HISA)}
     details: dict[str, Any] = {

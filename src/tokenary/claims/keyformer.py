@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from tokenary.bench.quality import evaluate, sliding_texts
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.data import prose, stdlib_code
 from tokenary.run import load
 
@@ -58,7 +57,7 @@ def run(
     half, quarter = at(50), at(25)
 
     def figure(name: str) -> Figure:
-        return Figure(name, float(half[name].mean()), standard_error(half[name]))
+        return Figure.of(name, half[name])
 
     return Outcome(
         method=figure("keyformer"),

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.sampling import Sampler
 from tokenary.data import prompts
 from tokenary.decode.latr import LATR, edit_distance, rouge_l
@@ -160,7 +159,7 @@ def run(
     spreads = {name: rollouts.spread() for name, rollouts in found.items()}
 
     def figure(of: str, name: str) -> Figure:
-        return Figure(name, float(spreads[of].mean()), standard_error(spreads[of]))
+        return Figure.of(name, spreads[of])
 
     return Outcome(
         method=figure("latr", "latr"),

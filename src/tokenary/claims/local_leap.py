@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 
 from tokenary.claims.denoising import MUSIC, Denoised, denoise, gapped, judged, own_loss, same, timed, wrong
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.decode.confidence import Confidence
 from tokenary.decode.denoise import Candidates, Unmasker, most_confident
@@ -195,10 +194,10 @@ def run(
     judge = None if model == MUSIC else load("smollm2", dtype="float32")
     heard = {} if judge is None else {name: judged(judge, lm, arms[name][0].sequences).mean() for name in told}
     return Outcome(
-        method=Figure("local-leap", float(ours.passes.mean()), standard_error(ours.passes)),
+        method=Figure.of("local-leap", ours.passes),
         baseline=Figure("one global threshold, swept, at the same loss", passes_at(points, loss, everything)),
         controls=(
-            Figure("none", float(one.passes.mean()), standard_error(one.passes)),
+            Figure.of("none", one.passes),
             Figure("random", passes_at(random_points, loss, everything)),
         ),
         n=texts,

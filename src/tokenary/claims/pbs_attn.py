@@ -18,8 +18,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from tokenary.bench.quality import sliding_texts
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.data import prose, stdlib_code
 from tokenary.hf.cache import TokenCache, TokenLayer
 from tokenary.hf.target import attached
@@ -157,11 +156,11 @@ def run(
     ours, plain = densities["importance"], densities["none"]
     kinds = {kind: [at for at, (own, _) in enumerate(texts) if own == kind] for kind in sources}
     return Outcome(
-        method=Figure("keys sorted by importance", float(ours.mean()), standard_error(ours)),
-        baseline=Figure("keys in the order of the text", float(plain.mean()), standard_error(plain)),
+        method=Figure.of("keys sorted by importance", ours),
+        baseline=Figure.of("keys in the order of the text", plain),
         controls=(
             Figure("none", 1.0),
-            Figure("random", float(densities["random"].mean()), standard_error(densities["random"])),
+            Figure.of("random", densities["random"]),
         ),
         n=len(texts),
         paired_spread=standard_error(plain - ours),

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.data import gsm8k, humaneval, prompts
 from tokenary.models import LM, find
 from tokenary.models.smollm2_small import small_sibling
@@ -143,7 +142,7 @@ def run(
     passes = sum(speculative_passes(sibling, prompt, o.token_ids) for prompt, o in zip(ids, own, strict=True))
 
     def figure(name: str, run: Run) -> Figure:
-        return Figure(name, float(run.nats.mean()), standard_error(run.nats))
+        return Figure.of(name, run.nats)
 
     likeness = found["trained"].likeness - found["entropy"].likeness
     return Outcome(

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tokenary.bench.quality import sliding_texts
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.data import prose, stdlib_code
 from tokenary.hf.target import Target, attached
 from tokenary.memory.still import STILL, WEIGHTS
@@ -85,7 +84,7 @@ def run(
     better = min(("position routing", "hedgehog map"), key=lambda name: values[name].mean())
 
     def figure(name: str) -> Figure:
-        return Figure(name, float(values[name].mean()), standard_error(values[name]))
+        return Figure.of(name, values[name])
 
     details: dict[str, Any] = {
         "error": {name: float(each.mean()) for name, each in values.items()},

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from tokenizers import Tokenizer
 
-from tokenary.claims.drafting import standard_error
 from tokenary.claims.small_lm import nll, small_lm, train
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.data import enwik8, prose, stdlib_code
+from tokenary.tokenize.base import TextTokenizer
 from tokenary.tokenize.stochastok import SplitTable, expand
 from tokenary.tokenize.training import train_bpe
 
@@ -83,43 +83,27 @@ def run(
     dropping = Tokenizer.from_str(tokenizer.to_json())
     dropping.model.dropout = p
 
-    def batches(arm: str, repeat: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    def read(arm: str, repeat: int) -> Iterator[np.ndarray]:
         stream = substream(seed, "stochastok claim", repeat)
-        rest = np.empty(0, np.int32)
         for epoch in itertools.count():
             for number in stream.permutation(len(chunks)):
-                rest = np.concatenate([rest, tokens_of(arm, int(number), f"{repeat}:{epoch}:{number}")])
-                while len(rest) >= batch * CONTEXT:
-                    ids = torch.from_numpy(rest[: batch * CONTEXT].astype(np.int64)).view(batch, CONTEXT)
-                    rest = rest[batch * CONTEXT :]
-                    yield ids, ids
-
-    def bits(model: Any, ids: np.ndarray) -> float:
-        """Bits a byte of the whole held-out text, in pieces."""
-        total = 0.0
-        usable = len(ids) // CONTEXT * CONTEXT
-        pieces = torch.from_numpy(ids[:usable].astype(np.int64)).view(-1, CONTEXT)
-        n_bytes = tokenizer.byte_lengths[ids[:usable].reshape(-1, CONTEXT)[:, 1:]].sum()
-        with torch.inference_mode():
-            for some in pieces.split(32):
-                total += float(nll(model, some, some).sum())
-        return total / math.log(2) / float(n_bytes)
+                yield tokens_of(arm, int(number), f"{repeat}:{epoch}:{number}")
 
     arms: dict[str, list[tuple[float, float]]] = {}
     for repeat in range(repeats):
         for arm in ("stochastok", "none", "bpe-dropout", *[EQUAL_TEXT] * (not repeat)):
             model = small_lm(seed * 1000 + repeat, tokenizer.id_limit)
             more = 1 + float(np.mean(growth)) if arm == EQUAL_TEXT else 1.0
-            train(model, batches(arm, repeat), int(steps * more))
-            usual = bits(model, canonical)
-            other = float(np.mean([bits(model, ids) for ids in resplit]))
+            train(model, _batches(read(arm, repeat), batch), int(steps * more))
+            usual = _bits(model, canonical, tokenizer)
+            other = float(np.mean([_bits(model, ids, tokenizer) for ids in resplit]))
             arms.setdefault(arm, []).append((usual, other))
     start = np.array([usual for usual, _ in arms["none"]])  # a loss on the usual tokens is charged, too
     gaps = {arm: np.array([other for _, other in found]) - start[: len(found)] for arm, found in arms.items()}
     usual_of = {arm: float(np.mean([usual for usual, _ in found])) for arm, found in arms.items()}
 
     def figure(arm: str) -> Figure:
-        return Figure(arm, float(gaps[arm].mean()), standard_error(gaps[arm]))
+        return Figure.of(arm, gaps[arm])
 
     return Outcome(
         method=figure("stochastok"),
@@ -136,6 +120,29 @@ def run(
             "growth_in_test": float(np.mean([len(ids) / len(canonical) - 1 for ids in resplit])),
         },
     )
+
+
+def _batches(texts: Iterator[np.ndarray], batch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Cut texts, one behind the other, into batches; an LM predicts its own input."""
+    rest = np.empty(0, np.int32)
+    for text in texts:
+        rest = np.concatenate([rest, text])
+        while len(rest) >= batch * CONTEXT:
+            ids = torch.from_numpy(rest[: batch * CONTEXT].astype(np.int64)).view(batch, CONTEXT)
+            rest = rest[batch * CONTEXT :]
+            yield ids, ids
+
+
+def _bits(model: Any, ids: np.ndarray, tokenizer: TextTokenizer) -> float:
+    """Bits a byte of a whole text, in pieces."""
+    total = 0.0
+    usable = len(ids) // CONTEXT * CONTEXT
+    pieces = torch.from_numpy(ids[:usable].astype(np.int64)).view(-1, CONTEXT)
+    n_bytes = tokenizer.byte_lengths[ids[:usable].reshape(-1, CONTEXT)[:, 1:]].sum()
+    with torch.inference_mode():
+        for some in pieces.split(32):
+            total += float(nll(model, some, some).sum())
+    return total / math.log(2) / float(n_bytes)
 
 
 CLAIM = Claim(

@@ -23,11 +23,10 @@ from tokenary.claims.cifar_reduction import (
     stem_flops,
     times,
 )
-from tokenary.claims.drafting import standard_error
 from tokenary.claims.super_token_layers import ARMS, CELL, FOLDER, LAYERS, WINDOW, attending, load_tuned
 from tokenary.claims.superpixels import superpixels
 from tokenary.core.budget import Budget
-from tokenary.core.claim import Claim, Outcome
+from tokenary.core.claim import Claim, Outcome, standard_error
 from tokenary.models.cifar_vit import CifarViT, ViTConfig, load
 from tokenary.models.cifar_vit.loading import SHIPPED
 from tokenary.reduce.reduce_grid import ReduceGrid

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from tokenary.core.errors import InputError
-from tokenary.core.files import one_line, sha256_of
+from tokenary.core.files import one_line, sha256_of, write_json
 from tokenary.core.seeding import substream
 from tokenary.models.catalogue import WEIGHTS
 from tokenary.models.cifar_vit import CifarViT
@@ -152,7 +152,7 @@ def save_tuned(arms: dict[str, dict[str, Tensor]], folder: Path, base: Path, **f
     folder.mkdir(parents=True, exist_ok=True)
     state = {f"{arm}/{name}": part.half().contiguous() for arm, parts in arms.items() for name, part in parts.items()}
     save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"base": sha256_of(base), **facts}, indent=1) + "\n")
+    write_json(folder / "config.json", {"base": sha256_of(base), **facts})
 
 
 def load_tuned(folder: Path, base: Path) -> dict[str, dict[str, Tensor]]:

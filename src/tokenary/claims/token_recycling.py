@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenary.claims.drafting import differences, draft, standard_error
-from tokenary.core.claim import Claim, Outcome
+from tokenary.claims.drafting import differences, draft
+from tokenary.core.claim import Claim, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.core.tree import TokenTree
 from tokenary.data import prompts

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from tokenary.bench.long_context import LongSample, copy
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.core.tree import TokenTree
 from tokenary.data import stdlib_code, wikitext2
@@ -102,7 +101,7 @@ def run(
     found = {name: np.array(values) for name, values in losses.items()}
 
     def figure(name: str) -> Figure:
-        return Figure(name, float(found[name].mean()), standard_error(found[name]))
+        return Figure.of(name, found[name])
 
     details: dict[str, Any] = {
         "losses": {name: float(values.mean()) for name, values in found.items()},
@@ -119,7 +118,7 @@ def run(
     return Outcome(
         method=figure("token-select"),
         baseline=figure("sinks and window"),
-        controls=(Figure("none", float(found["full"].mean()), standard_error(found["full"])), figure("random")),
+        controls=(Figure.of("none", found["full"]), figure("random")),
         n=texts,
         paired_spread=standard_error(found["token-select"] - found["sinks and window"]),
         details=details,

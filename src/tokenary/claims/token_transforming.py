@@ -22,9 +22,8 @@ from tokenary.claims.cifar_reduction import (
     reduced_arm,
     times,
 )
-from tokenary.claims.drafting import standard_error
 from tokenary.core.budget import Budget
-from tokenary.core.claim import Claim, Outcome
+from tokenary.core.claim import Claim, Outcome, standard_error
 from tokenary.core.token_map import Select, TokenMap
 from tokenary.data import prose
 from tokenary.models.cifar_vit import CifarViT, load

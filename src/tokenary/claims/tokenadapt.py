@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from tokenary.claims.drafting import standard_error
 from tokenary.claims.transplanting import Kind, domains, moved, new_tokenizer
-from tokenary.core.claim import Claim, Outcome
+from tokenary.core.claim import Claim, Outcome, standard_error
 from tokenary.embed.focus import Focus
 from tokenary.embed.mean_of_pieces import MeanOfPieces
 from tokenary.embed.omp import OMP

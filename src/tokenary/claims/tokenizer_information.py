@@ -6,8 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.data import prose, stdlib_code
 from tokenary.tokenize.base import EncodedText
@@ -87,7 +86,7 @@ def run(
         return np.array([8 * row[name] / row["test bytes"] for row in rows])
 
     def figure(name: str, label: str = "") -> Figure:
-        return Figure(label or name, float(per_byte(name).mean()), standard_error(per_byte(name)))
+        return Figure.of(label or name, per_byte(name))
 
     return Outcome(
         method=figure("lz", "LZ-aware BPE"),

@@ -13,7 +13,6 @@ from tokenizers import Tokenizer
 from torch.nn.functional import cross_entropy, embedding
 
 from tokenary.bench.bits import Bits, Window, bits_of, windows
-from tokenary.claims.drafting import standard_error
 from tokenary.core.claim import Figure
 from tokenary.core.seeding import substream
 from tokenary.data import enwik8, gsm8k, humaneval, prose, stdlib_code
@@ -75,7 +74,7 @@ class Arm:
 
     def figure(self, name: str = "") -> Figure:
         """Mean over windows, with its standard error."""
-        return Figure(name or self.name, float(self.per_byte.mean()), standard_error(self.per_byte))
+        return Figure.of(name or self.name, self.per_byte)
 
     def details(self) -> dict[str, Any]:
         """Bits a byte by domain, and of tokens that are new, stand behind a new one, or neither."""

@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tokenary.claims.drafting import standard_error
 from tokenary.claims.small_lm import small_lm, train
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.tokenize.triadic_suffix import Scheme
 
@@ -107,7 +106,7 @@ def run(
                 added[arm] = adder.right(sums("test sums"), min(tests, 1000))
 
     def figure(arm: str) -> Figure:
-        return Figure(arm, float(np.mean(scores[arm])), standard_error(np.array(scores[arm])))
+        return Figure.of(arm, np.array(scores[arm]))
 
     method, baseline, none = REPEATED
     differences = np.array(scores[method]) - np.array(scores[baseline])

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from tokenary.claims.denoising import MUSIC, Denoised, denoise, gapped, judged, own_loss, same, timed, works
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.decode.confidence import Confidence
 from tokenary.decode.denoise import Pass, WindowState
@@ -128,7 +127,7 @@ def run(
 
     def figure(name: str) -> Figure:
         rows = counted(name)
-        return Figure(name, float(rows.mean()), standard_error(rows))
+        return Figure.of(name, rows)
 
     return Outcome(
         method=figure("window-diffusion"),

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tokenary.claims.drafting import standard_error
 from tokenary.claims.small_lm import small_lm, train
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.seeding import substream
 from tokenary.data import gsm8k, prose
 from tokenary.hf.tokenizer import Vocabulary
@@ -321,7 +320,7 @@ def outcome(
     mean = {arm: float(some.mean()) for arm, some in values.items()}
 
     def figure(arm: str, name: str = "") -> Figure:
-        return Figure(name or arm, mean[arm], standard_error(values[arm]))
+        return Figure.of(name or arm, values[arm])
 
     ours, theirs = ("p-kl", "gold") if digits == "packed" else ("h-kl", "p-kl")
     method = figure(ours)

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from tokenary.bench.quality import sliding_texts
-from tokenary.claims.drafting import standard_error
-from tokenary.core.claim import Claim, Figure, Outcome
+from tokenary.core.claim import Claim, Figure, Outcome, standard_error
 from tokenary.core.tree import TokenTree
 from tokenary.data import prose, stdlib_code
 from tokenary.hf.cache import PassInfo, TokenCache
@@ -130,7 +129,7 @@ def run(
     ours, theirs = rises["zipcache"], rises["accumulated"]
 
     def figure(name: str) -> Figure:
-        return Figure(name, float(rises[name].mean()), standard_error(rises[name]))
+        return Figure.of(name, rises[name])
 
     return Outcome(
         method=figure("zipcache"),

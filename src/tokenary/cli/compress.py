@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import typer
 
 from tokenary.cli import output
+from tokenary.core.files import written_whole
 
 if TYPE_CHECKING:
     from tokenary.codec.blocks import Machine
@@ -258,20 +258,13 @@ def _source(name: str) -> Iterator[IO[bytes]]:
 
 @contextlib.contextmanager
 def _whole(target: Path | None) -> Iterator[IO[bytes]]:
-    """Yield a stream that becomes `target` at the end, or is removed."""
-    if target is None:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
+    """Yield standard output, or a stream that becomes `target` at the end."""
+    if target is not None:
+        with written_whole(target) as stream:
             yield stream
-        os.chmod(name, 0o644)  # mkstemp's files are the owner's alone
-        os.replace(name, target)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        return
+    yield sys.stdout.buffer
+    sys.stdout.buffer.flush()
 
 
 def _may_write(target: Path | None, force: bool) -> None:

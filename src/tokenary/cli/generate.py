@@ -10,7 +10,7 @@ import typer
 from tokenary.cli import output
 
 if TYPE_CHECKING:
-    from tokenary.run import Piece
+    from tokenary.run import Output, Piece
 
 MODEL = typer.Option(
     "smollm2", "--model", "-m", help="A name of `tokenary models`, a folder, a .gguf file or a hub id."
@@ -101,18 +101,20 @@ def generate(
     if as_json:
         output.as_json({**written.to_json(), "model": lm.name, "fingerprint": lm.fingerprint, "seed": seed})
         return
-    stats, several = written.stats, ""
-    tokens, passes = written.written, written.trace.passes
-    per_pass = (tokens - 1) / passes if passes else 1.0
-    if written.trace.fills:
-        per_pass = written.trace.tokens_per_pass
     if written.branches:  # the answer waited, so as not to run into them on a terminal
         if written.token_ids != [token for branch in written.branches for token in branch.token_ids]:
             print_branches(written.branches)
         sys.stdout.write(written.text)
-        several = f" in {len(written.branches)} texts"
     print(flush=True)
-    output.note(
+    output.note(_cost(written))
+
+
+def _cost(written: Output) -> str:
+    """Say what a text cost, in one line."""
+    stats, trace, tokens = written.stats, written.trace, written.written
+    per_pass = trace.tokens_per_pass if trace.fills else (tokens - 1) / trace.passes if trace.passes else 1.0
+    several = f" in {len(written.branches)} texts" if written.branches else ""
+    return (
         f"[{stats.recipe}: {tokens} tokens{several}, {tokens / max(stats.seconds, 1e-9):.1f} tokens/s,"
         f" {per_pass:.2f} tokens a pass, first token after {stats.first_token_seconds:.2f} s,"
         f" {output.size(stats.kv_bytes)} of keys and values, {stats.finish}]"

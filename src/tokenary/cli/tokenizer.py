@@ -125,7 +125,7 @@ def audit(
     from tokenary.tokenize.corpus import plan_files, plan_texts
     from tokenary.tokenize.engine_ray import ray_engine
     from tokenary.tokenize.parallel import multilingual
-    from tokenary.tokenize.report import by_language, findings, render, summary, warnings
+    from tokenary.tokenize.report import render, warnings
     from tokenary.tokenize.token_premium import TokenPremium
     from tokenary.tokenize.tokenizer_information import TokenizerInformation
 
@@ -145,18 +145,21 @@ def audit(
     output.write_text(out / "audit.html", render(record))
     if as_json:
         output.as_json(record)
-        return
+    else:
+        _print_audit(record)
+        output.notes(warnings(record), [out / "audit.json", out / "audit.html"])
+
+
+def _print_audit(record: dict[str, Any]) -> None:
+    """Print the tables of an audit, and what they say."""
+    from tokenary.tokenize.report import by_language, findings, summary
+
     output.table(*summary(record))
     for row in record["tokenizers"]:
         if len(row["languages"]) > 1:
             typer.echo(f"\n{row['name']}")
             output.table(*by_language(record, row))
-    typer.echo()
-    for finding in findings(record):
-        typer.echo(finding)
-    for warning in warnings(record):
-        output.note(f"note: {warning}")
-    typer.echo(f"\n{out / 'audit.json'}\n{out / 'audit.html'}")
+    typer.echo("\n".join(["", *findings(record)]))
 
 
 def _is_text(name: str) -> bool:

@@ -8,7 +8,10 @@ import platform
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Verdict = Literal["shown", "direction only", "not shown", "needs a GPU"]
 Direction = Literal["higher", "lower"]
@@ -31,6 +34,16 @@ class Figure:
     name: str
     value: float
     spread: float = 0.0
+
+    @classmethod
+    def of(cls, name: str, values: np.ndarray) -> Figure:
+        """Return the mean of samples (n,) with its standard error."""
+        return cls(name, float(values.mean()), standard_error(values))
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Return the standard error of the mean of samples (n,); infinite for fewer than two."""
+    return float(values.std(ddof=1) / len(values) ** 0.5) if len(values) > 1 else float("inf")
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,16 @@
-"""Files on this machine: cache folder, hashes, locks between processes, a full disk in one line. Imports no torch."""
+"""Files on this machine: cache folder, hashes, whole files, locks between processes, a full disk. Imports no torch."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import hashlib
+import json
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, Any
 
 import platformdirs
 
@@ -28,6 +31,27 @@ def sha256_of(file: Path) -> str:
 def one_line(error: BaseException) -> str:
     """Give the first line of an error's text, or its class where it has none."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+@contextlib.contextmanager
+def written_whole(file: Path) -> Iterator[IO[bytes]]:
+    """Yield a stream that becomes the file at the end; where that fails, what was there stays. Makes the folder."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as stream:
+            yield stream
+        os.chmod(name, 0o644)  # mkstemp's files are the owner's alone
+        os.replace(name, file)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(file: Path, value: Any) -> None:
+    """Write a value as JSON, whole or not at all."""
+    with written_whole(file) as stream:
+        stream.write((json.dumps(value, indent=1) + "\n").encode())
 
 
 @contextlib.contextmanager

@@ -49,6 +49,22 @@ def render(template: Path, plots: Sequence[Mapping[str, Any]], **values: Any) ->
     )
 
 
+def layout(height: int, **more: Any) -> dict[str, Any]:
+    """Return the layout of a plot, in the colours of the page."""
+    axis = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE, "automargin": True}
+    return {
+        "height": height,
+        "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
+        "paper_bgcolor": "rgba(0,0,0,0)",
+        "plot_bgcolor": "rgba(0,0,0,0)",
+        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
+        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
+        "hoverlabel": {"font": {"family": "system-ui, sans-serif"}},
+        "xaxis": axis | more.pop("xaxis", {}),
+        "yaxis": axis | more.pop("yaxis", {}),
+    } | more
+
+
 def script_json(value: Any) -> str:
     """Return JSON that may stand inside a script element."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False)

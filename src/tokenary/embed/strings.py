@@ -7,16 +7,15 @@ strings, and takes no time.
 from __future__ import annotations
 
 import hashlib
-import os
 import zlib
 from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from tokenary.core.files import cache_folder, disk_errors, locked
+from tokenary.core.files import cache_folder, disk_errors, locked, written_whole
 
 Encoder = Literal["minilm", "characters"]
 _GRAMS = range(1, 6)
@@ -51,9 +50,8 @@ def encode_strings(encoder: Encoder, strings: Sequence[str]) -> Tensor:
         if file.is_file():
             return load_file(file)["vectors"].float()
         vectors = minilm.encode(strings)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        save_file({"vectors": vectors.half()}, file.with_suffix(".part"))
-        os.replace(file.with_suffix(".part"), file)
+        with written_whole(file) as stream:
+            stream.write(save({"vectors": vectors.half()}))
     return vectors.half().float()  # as the next call reads them
 
 

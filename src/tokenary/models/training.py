@@ -1,15 +1,19 @@
-"""What the trainings of the vision networks share: the course of the learning rate, precision, optimisers, state."""
+"""What trainings share: the course of the learning rate, precision, optimisers, where a run stands, checkpoints."""
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from tokenary.core.errors import InputError
+from tokenary.core.files import written_whole
 
 
 @dataclass
@@ -29,6 +33,54 @@ class State:
     step: int = 0
     seconds: float = 0.0
     curve: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The file from which a run that was broken off goes on.
+
+    Parameters
+    ----------
+    file : Path
+    run : dict
+        What the run is, in plain values: sizes and settings.
+    state : State
+        `resume` fills it.
+    parts : sequence
+        Networks and optimisers, which `resume` fills.
+    device : torch.device, optional
+        Where they are; by default where they were.
+    """
+
+    file: Path
+    run: dict[str, Any]
+    state: State
+    parts: Sequence[Any]
+    device: torch.device | None = None
+
+    def save(self) -> None:
+        """Write the file, whole or not at all."""
+        parts = [part.state_dict() for part in self.parts]
+        with written_whole(self.file) as stream:
+            torch.save({"parts": parts, "state": asdict(self.state), "run": self.run}, stream)
+
+    def resume(self) -> bool:
+        """Go on from the file; return False where there is none.
+
+        Raises
+        ------
+        InputError
+            It is of another run.
+        """
+        if not self.file.exists():
+            return False
+        saved = torch.load(self.file, map_location=self.device, weights_only=True)
+        if saved["run"] != self.run:
+            raise InputError(f"{self.file} is of another run, with other settings: {saved['run']}")
+        for part, values in zip(self.parts, saved["parts"], strict=True):
+            part.load_state_dict(values)
+        vars(self.state).update(saved["state"])
+        return True
 
 
 def schedule(progress: float, warmup: float) -> float:
@@ -55,7 +107,7 @@ def muon_and_adamw(
     ]
 
 
-def fast_products() -> contextlib.AbstractContextManager[Any]:
-    """Multiply in bfloat16 where the processor has instructions for it."""
-    fast = torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.autocast("cpu", dtype=torch.bfloat16) if fast else contextlib.nullcontext()
+def fast_products(device: str = "cpu") -> contextlib.AbstractContextManager[Any]:
+    """Multiply in bfloat16 on a GPU, and on a processor that has instructions for it."""
+    fast = device == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
+    return torch.autocast(device, dtype=torch.bfloat16) if fast else contextlib.nullcontext()

@@ -180,10 +180,6 @@ class Context:
         """Join the views of each picture: (B V, n, ...) to (B, V n, ...)."""
         return states.unflatten(0, (-1, self.views)).flatten(1, 2)
 
-    def by_view(self, states: Tensor) -> Tensor:
-        """Split pictures into their views: (B, V n, ...) to (B V, n, ...)."""
-        return states.unflatten(1, (self.views, -1)).flatten(0, 1)
-
     def attention_logits(self, layer: int | None = None, rows: slice = slice(None)) -> Tensor:
         """Return scaled products of queries (those in `rows`) and keys before the softmax, (B V, H, Q, S) float32.
 

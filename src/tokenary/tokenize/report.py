@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenary.core import page
-from tokenary.core.page import INK, LINE, PALETTE
+from tokenary.core.page import PALETTE, layout
 
 Record = Mapping[str, Any]
 
@@ -152,20 +152,6 @@ def plots(record: Record) -> list[dict[str, Any]]:
     return [plot for plot in made if plot is not None]
 
 
-def _layout(height: int, **more: Any) -> dict[str, Any]:
-    axis = {"gridcolor": LINE, "zerolinecolor": LINE, "linecolor": LINE, "automargin": True}
-    return {
-        "height": height,
-        "margin": {"l": 8, "r": 12, "t": 8, "b": 40},
-        "paper_bgcolor": "rgba(0,0,0,0)",
-        "plot_bgcolor": "rgba(0,0,0,0)",
-        "font": {"family": "system-ui, sans-serif", "size": 13, "color": INK},
-        "legend": {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.02, "yanchor": "bottom"},
-        "xaxis": axis | more.pop("xaxis", {}),
-        "yaxis": axis | more.pop("yaxis", {}),
-    } | more
-
-
 Dots = tuple[str, list[str], list[float | None], dict[str, Any]]  # name, labels, values, more of the trace
 
 
@@ -219,7 +205,7 @@ def _premiums(record: Record) -> dict[str, Any] | None:
         "label": "Dots of token premiums by language: " + "; ".join(" ".join(line) for line in body),
         "figure": {
             "data": _dots(rows, "times the tokens"),
-            "layout": _layout(
+            "layout": layout(
                 120 + 22 * len(names), xaxis={"title": {"text": f"tokens ({reference} = 1)"}, "type": "log"}
             ),
         },
@@ -243,7 +229,7 @@ def _bytes(record: Record) -> dict[str, Any] | None:
         "label": "Dots of bytes a token: " + "; ".join(" ".join(line) for line in body),
         "figure": {
             "data": _dots(rows, "bytes a token"),
-            "layout": _layout(120 + 22 * len(names), xaxis={"title": {"text": "bytes a token"}, "rangemode": "tozero"}),
+            "layout": layout(120 + 22 * len(names), xaxis={"title": {"text": "bytes a token"}, "rangemode": "tozero"}),
         },
         "head": ["language", *(row["name"] for row in record["tokenizers"])],
         "body": body,
@@ -285,7 +271,7 @@ def _orders(record: Record) -> dict[str, Any] | None:
         "label": "Lines of bits a byte over tokens of context: " + "; ".join(" ".join(line[:3]) for line in body),
         "figure": {
             "data": traces,
-            "layout": _layout(
+            "layout": layout(
                 340,
                 xaxis={"title": {"text": "tokens of context"}, "dtick": 1},
                 yaxis={"title": {"text": "bits a byte"}, "rangemode": "tozero"},
@@ -327,7 +313,7 @@ def _artifacts(record: Record) -> dict[str, Any] | None:
         "note": "Share of the different words for which the vocabulary holds another spelling of the same text, by the "
         "class that such a pair would fall into. A model can change one into the other without changing the text.",
         "label": "Bars of the share of words by class: " + "; ".join(" ".join(line) for line in body),
-        "figure": {"data": traces, "layout": _layout(360, yaxis={"title": {"text": "% of the words"}})},
+        "figure": {"data": traces, "layout": layout(360, yaxis={"title": {"text": "% of the words"}})},
         "head": ["tokenizer", *classes],
         "body": body,
     }

@@ -104,12 +104,6 @@ class TokenMap(ABC):
         return self.shape[:-2]
 
     @property
-    def keep_fraction(self) -> float:
-        """M / N, the share of tokens that is left (1 for a map of nothing to nothing)."""
-        m, n = self.shape[-2:]
-        return m / n if n else 1.0
-
-    @property
     def device(self) -> torch.device:
         """Where the map lives."""
         return next(p.device for f in fields(self) if hasattr(p := getattr(self, f.name), "device"))  # type: ignore[arg-type]

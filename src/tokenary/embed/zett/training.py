@@ -118,11 +118,11 @@ def set_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: in
         group["lr"] = peak * rate
 
 
-def descend(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, clip: float = 1.0) -> None:
+def descend(net: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     """Make one step, the gradient clipped."""
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(net.parameters(), clip)
+    nn.utils.clip_grad_norm_(net.parameters(), 1.0)
     optimizer.step()
 
 

@@ -10,17 +10,17 @@ Norm-preserving map, a set of parameters for each query head (u a unit vector)::
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from tokenary.core.errors import InputError
+from tokenary.core.files import written_whole
 
 Features = Literal["norm", "hedgehog"]
 LEAST = 1e-12  # of a feature
@@ -128,9 +128,8 @@ def save_maps(folder: Path, name: str, maps: Mapping[int, Maps], mark: Tensor | 
     tensors: dict[str, Tensor] = {} if mark is None else {"mark": mark}
     for key, tensor in nn.ModuleList(maps.values()).state_dict().items():
         tensors |= _packed(key, tensor.detach().float().cpu())
-    part = folder / f"{name}.part"
-    save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, part)
-    os.replace(part, folder / f"{name}.safetensors")
+    with written_whole(folder / f"{name}.safetensors") as stream:
+        stream.write(save({key: tensor.contiguous() for key, tensor in tensors.items()}))
 
 
 def _packed(key: str, tensor: Tensor) -> dict[str, Tensor]:

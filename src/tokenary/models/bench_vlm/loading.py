@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tokenary.core.errors import InputError, UnknownNameError
+from tokenary.core.files import write_json
 from tokenary.models.bench_vlm.model import SIZES, BenchVLM, VLMConfig
 from tokenary.models.bench_vlm.vocabulary import VOCABULARY
 from tokenary.models.catalogue import WEIGHTS
@@ -34,7 +35,7 @@ def save(model: BenchVLM, folder: Path, **facts: Any) -> None:
     state.pop("language.lm_head.weight", None)  # tied to the embedding
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     config = {"sizes": model.config.to_dict(), "vocabulary": list(VOCABULARY.tokens), **facts}
-    (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
+    write_json(folder / "config.json", config)
 
 
 def load(name: str | Path, dtype: torch.dtype = torch.float32, device: str = "cpu") -> BenchVLM:

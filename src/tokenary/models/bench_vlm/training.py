@@ -11,26 +11,21 @@ The heads are not part of the model.
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from tokenary.core.errors import InputError, OptionError
+from tokenary.core.errors import OptionError
 from tokenary.hf.float32_attention import FLOAT32
 from tokenary.models import training
-from tokenary.models.bench_vlm.assets import Split
 from tokenary.models.bench_vlm.batches import Batch, Order, Questions, TrainingScenes, questions
 from tokenary.models.bench_vlm.canvas import NUM_CLASSES
 from tokenary.models.bench_vlm.model import BenchVLM, sized
@@ -128,7 +123,7 @@ class Trainer:
     """
 
     def __init__(self, options: TrainingOptions, device: torch.device, work: Path) -> None:
-        self.options, self.device, self.checkpoint = options, device, work / "checkpoint.safetensors"
+        self.options, self.device = options, device
         torch.manual_seed(options.seed)
         self.model = BenchVLM(sized(options.size)).to(device)
         if device.type == "cpu":
@@ -140,8 +135,10 @@ class Trainer:
         groups = [{"params": matrices, "weight_decay": options.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=options.lr, betas=(0.9, 0.95), fused=device.type == "cuda")
         self.state = State()
-        if self.checkpoint.exists():
-            self._resume()
+        run, parts = {"size": options.size, "seed": options.seed}, [self.model, self.dense_head, self.tag_head]
+        file = work / "checkpoint.pt"
+        self.checkpoint = training.Checkpoint(file, run, self.state, [*parts, self.optimizer], device)
+        self.checkpoint.resume()
         if options.compile:
             for layer in (*self.model.vision.blocks, *self.model.language.model.layers):
                 layer.compile()
@@ -180,13 +177,13 @@ class Trainer:
                 self.evaluate_point(parts)
                 next_point += self.options.evaluate_every
             if now - last_save > 120:
-                self.save_checkpoint()
+                self.checkpoint.save()
                 last_save = now
             if report is not None:
                 report(self.state, parts)
             if self.progress >= 1 or self.state.step == stop:
                 break
-        self.save_checkpoint()
+        self.checkpoint.save()
         return self.state
 
     def train_step(self, batch: Batch) -> dict[str, Any]:
@@ -209,7 +206,7 @@ class Trainer:
         model, options = self.model, self.options
         ordinary = batch.pixels.shape[1] == model.config.side
         blind = ordinary and self.state.step % options.blind_every == options.blind_every - 1
-        with self._autocast(), self._stance(ordinary and not blind):
+        with fast_products(self.device.type), self._stance(ordinary and not blind):
             if blind or not ordinary:
                 answers = answer_loss(model(None if blind else model.image_tokens(batch.pixels), batch.ids), batch)
                 return answers, {"blind" if blind else "anyres": answers.detach()}
@@ -240,16 +237,16 @@ class Trainer:
 
     def correct(self, held_out: Questions, blind: bool = False) -> list[bool]:
         """Whether each answer would be generated exactly, greedily: every token of it the most likely one."""
-        with self._stance(False), self._autocast():
+        with self._stance(False), fast_products(self.device.type):
             return exact_match(self.model, held_out, self.device, blind, batch=self.options.batch)
 
-    def final_report(self, split: Split = "test") -> dict[str, Any]:
-        """Measure the finished model on a split, with and without pictures, and judge the gates."""
-        held_out = questions(self.model.config.geometry, split, 4 * self.options.per_family)
+    def final_report(self) -> dict[str, Any]:
+        """Measure the finished model on test scenes, with and without pictures, and judge the gates."""
+        held_out = questions(self.model.config.geometry, "test", 4 * self.options.per_family)
         seen = self.correct(held_out)
         full, blind = by_family(held_out, seen), by_family(held_out, self.correct(held_out, blind=True))
         report = {
-            "split": split,
+            "split": "test",
             "questions_per_family": 4 * self.options.per_family,
             "full": full,
             "blind": blind,
@@ -257,52 +254,15 @@ class Trainer:
             "gates": judge(full, blind),
         }
         if self.options.anyres_every:
-            large = questions(self.model.config.geometry, split, self.options.per_family, anyres=True)
+            large = questions(self.model.config.geometry, "test", self.options.per_family, anyres=True)
             report["anyres"] = by_family(large, self.correct(large))
         return report
 
-    # -- checkpoint --------------------------------------------------------------------------------------------
-
-    def save_checkpoint(self) -> None:
-        """Write weights, optimiser moments and the curve to one file, then rename it over the old one."""
-        tensors = {}
-        for name, parameter in self._parameters().items():
-            tensors[f"weight/{name}"] = parameter.detach()
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                tensors[f"{key}/{name}"] = value
-        identity = {"size": self.options.size, "seed": self.options.seed}
-        metadata = {"state": json.dumps(asdict(self.state)), "identity": json.dumps(identity)}
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        new = self.checkpoint.with_suffix(".new")
-        save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, new, metadata=metadata)
-        os.replace(new, self.checkpoint)
-
-    def _resume(self) -> None:
-        with safe_open(self.checkpoint, framework="pt") as file:
-            metadata = file.metadata()
-            identity = {"size": self.options.size, "seed": self.options.seed}
-            if json.loads(metadata["identity"]) != identity:
-                raise InputError(f"{self.checkpoint} is of another run: {metadata['identity']}")
-            self.state = State(**json.loads(metadata["state"]))
-            known, saved = self._parameters(), self.optimizer.state_dict()
-            order = [p for group in self.optimizer.param_groups for p in group["params"]]
-            number = {id(p): i for i, p in enumerate(order)}
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key in file.keys():  # noqa: SIM118  (a safetensors file is no mapping)
-                kind, name = key.split("/", 1)
-                if kind == "weight":
-                    known[name].data.copy_(file.get_tensor(key))
-                else:
-                    moments.setdefault(number[id(known[name])], {})[kind] = file.get_tensor(key)
-            saved["state"] = moments
-            self.optimizer.load_state_dict(saved)
+    # -- parts -------------------------------------------------------------------------------------------------
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         modules = nn.ModuleDict({"model": self.model, "dense_head": self.dense_head, "tag_head": self.tag_head})
         return dict(modules.named_parameters())  # a tied parameter appears once
-
-    def _autocast(self) -> Any:
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else fast_products()
 
     def _stance(self, compiled: bool) -> Any:
         """Shapes that come seldom are not worth a compilation."""

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from tokenary.core.errors import InputError
-from tokenary.core.files import one_line
+from tokenary.core.files import one_line, write_json
 from tokenary.models.catalogue import WEIGHTS
 from tokenary.models.cifar_vit.model import CifarViT, ViTConfig
 
@@ -53,4 +53,4 @@ def save(model: CifarViT, folder: Path, **facts: Any) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     state = {name: tensor.detach().half().cpu().contiguous() for name, tensor in model.state_dict().items()}
     save_file(state, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({**model.config.to_dict(), **facts}, indent=1) + "\n")
+    write_json(folder / "config.json", {**model.config.to_dict(), **facts})

@@ -6,20 +6,17 @@ Every draw is named by seed and step, so a run that was broken off and goes on i
 from __future__ import annotations
 
 import math
-import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenary.core.errors import InputError
 from tokenary.core.seeding import substream
 from tokenary.models.cifar_vit.model import CifarViT, ViTConfig
-from tokenary.models.training import State, fast_products, muon_and_adamw, schedule, set_rate
+from tokenary.models.training import Checkpoint, State, fast_products, muon_and_adamw, schedule, set_rate
 
 
 @dataclass(frozen=True)
@@ -84,15 +81,16 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             self.model = CifarViT(config)
-        self.settings, self.pixels, self.labels, self.checkpoint = settings, pixels, labels, checkpoint
+        self.settings, self.pixels, self.labels = settings, pixels, labels
         matrices = [p for name, p in self.model.named_parameters() if name.startswith("blocks") and p.dim() == 2]
         others = [p for name, p in self.model.named_parameters() if not (name.startswith("blocks") and p.dim() == 2)]
         self.optimizers = muon_and_adamw(matrices, others, settings.lr, settings.weight_decay)
         self.steps_an_epoch = len(pixels) // settings.batch
         self.steps = settings.epochs * self.steps_an_epoch
         self.state = State()
-        if checkpoint.exists():
-            self._resume()
+        run = {**config.to_dict(), **asdict(settings), "pictures": len(pixels)}
+        self.checkpoint = Checkpoint(checkpoint, run, self.state, [self.model, *self.optimizers])
+        self.checkpoint.resume()
 
     def run_epoch(self) -> float:
         """Train to the next epoch's end, or to the point of a checkpoint; return the mean loss of these steps."""
@@ -124,26 +122,6 @@ class Trainer:
         with fast_products():
             logits = self.model(pixels)
         return F.cross_entropy(logits.float(), labels, label_smoothing=self.settings.smoothing)
-
-    def save(self) -> None:
-        """Write the checkpoint beside its place, then rename."""
-        parts = {"model": self.model.state_dict(), "optimizers": [o.state_dict() for o in self.optimizers]}
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        new = self.checkpoint.with_suffix(".new")
-        torch.save({**parts, "state": asdict(self.state), "run": self._run()}, new)
-        os.replace(new, self.checkpoint)
-
-    def _resume(self) -> None:
-        saved = torch.load(self.checkpoint, weights_only=True)
-        if saved["run"] != self._run():
-            raise InputError(f"{self.checkpoint} is of another run: {saved['run']}")
-        self.model.load_state_dict(saved["model"])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.state = State(**saved["state"])
-
-    def _run(self) -> dict[str, Any]:
-        return {**self.model.config.to_dict(), **asdict(self.settings), "pictures": len(self.pixels)}
 
 
 def augmented(pixels: Tensor, pad: int, seed: int, step: int) -> Tensor:

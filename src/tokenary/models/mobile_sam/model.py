@@ -92,7 +92,6 @@ class MobileSam(nn.Module):
         picture: NDArray[np.uint8],
         points: Sequence[tuple[int, int]],
         plan: Plan | None = None,
-        map: TokenMap | None = None,
     ) -> tuple[NDArray[np.bool_], NDArray[np.float32]]:
         """Cut out what is at each point.
 
@@ -104,8 +103,6 @@ class MobileSam(nn.Module):
             Column and row; each is a prompt of its own.
         plan : callable, optional
             Reduces inside the encoder, see `TinyViT.forward`.
-        map : TokenMap, optional
-            Reduces in front of the mask decoder, see `segment`.
 
         Returns
         -------
@@ -115,7 +112,7 @@ class MobileSam(nn.Module):
         pixels = self.prepare(picture).to(self.device)
         scale = torch.tensor([pixels.shape[2] / picture.shape[1], pixels.shape[1] / picture.shape[0]])
         prompts = (torch.tensor(points, dtype=torch.float32) * scale)[None, :, None].to(self.device)  # (1, P, 1, 2)
-        found = self.segment(self.encoder(pixels, plan), prompts, map=map)
+        found = self.segment(self.encoder(pixels, plan), prompts)
         side = self.config.side
         large = F.interpolate(found.logits[0], (side, side), mode="bilinear", align_corners=False)
         large = large[..., : pixels.shape[1], : pixels.shape[2]]

@@ -112,10 +112,8 @@ def load_tokenizer(file: str | Path) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_file=str(file), pad_token=PAD, mask_token=MASK, eos_token=EOS)
 
 
-def load_text_diffusion(
-    folder: str | Path, dtype: torch.dtype = torch.float32, device: str | torch.device = "cpu"
-) -> LM:
-    """Read a folder that `save_text_diffusion` wrote.
+def load_text_diffusion(folder: str | Path, device: str | torch.device = "cpu") -> LM:
+    """Read a folder that `save_text_diffusion` wrote, in float32.
 
     Returns
     -------
@@ -131,7 +129,7 @@ def load_text_diffusion(
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         if not (folder / name).is_file():
             raise InputError(f"{folder} is no text-diffusion model: it has no {name}")
-    model = TextDiffusionModel.from_pretrained(folder, dtype=dtype)
+    model = TextDiffusionModel.from_pretrained(folder, dtype=torch.float32)
     model.to(torch.device(device)).eval()  # type: ignore[arg-type]
     fingerprint = sha256_of(folder / "model.safetensors")
     return LM(folder.name, model, load_tokenizer(folder / "tokenizer.json"), fingerprint, f"trained here ({folder})")

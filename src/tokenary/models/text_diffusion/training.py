@@ -7,11 +7,8 @@ follows the clock (the time already trained is in the checkpoint).
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import json
 import math
-import os
 import platform
 import time
 from dataclasses import asdict, dataclass
@@ -25,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from tokenary.core.errors import InputError, OptionError
+from tokenary.core.files import write_json
 from tokenary.core.seeding import substream
 from tokenary.models.text_diffusion.corpus import Corpus, token_bytes
 from tokenary.models.text_diffusion.net import (
@@ -35,6 +33,7 @@ from tokenary.models.text_diffusion.net import (
     save_text_diffusion,
 )
 from tokenary.models.text_diffusion.objective import any_subset_nll, diffusion_nll, sample_masks
+from tokenary.models.training import Checkpoint, State, fast_products, set_rate
 
 
 @dataclass(frozen=True)
@@ -151,54 +150,40 @@ def train(
     model = build(seed=settings.seed, objective=settings.objective, **sizes)
     model.to(device)  # type: ignore[arg-type]
     origin = "" if init is None else _take_weights(model, tokenizer, Path(init))
-    state = _State(model, settings, origin)
+    run = _Run(model, settings, origin, Path(checkpoint or out / "checkpoint.pt"))
     if settings.objective == "diffusion" and device.type == "cpu":
         # without a mask to add, plain products are several times faster backwards than the fused kernel of the CPU
-        state.model.set_attn_implementation("eager")
-    file = Path(checkpoint or out / "checkpoint.pt")
-    if file.exists():
-        state.load(file)
-    loss_of = _Loss(settings.compile)
-    seconds_of, saved, evaluated = state.clock(), state.seconds, state.seconds
+        run.model.set_attn_implementation("eager")
+    state, loss_of = run.state, _Loss(settings.compile)
+    start, saved, evaluated = time.perf_counter() - state.seconds, state.seconds, state.seconds
     bar = tqdm(
         total=1.0,
-        initial=state.progress(),
+        initial=run.progress(),
         disable=not progress,
         mininterval=5,
         bar_format="{percentage:3.0f}% {postfix}",
     )
-    while state.progress() < 1:
-        ids, masked = batch_of(tokens, settings, state.step)
-        lr = settings.lr * schedule(state.step, state.progress(), settings.warmup)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        with _precision(device):
-            loss = loss_of(state.model, ids, masked)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), settings.clip)
-        state.optimizer.step()
-        state.optimizer.zero_grad(set_to_none=True)
-        state.average(settings.ema)
-        state.step += 1
+    while run.progress() < 1:
+        loss, lr = run.step(tokens, loss_of)
         if state.step % 20 == 0 or device.type == "cpu":
             value = loss.item()  # waits for the device, so that the clock below tells the truth
             if not math.isfinite(value):
                 raise FloatingPointError(f"the loss is {value} at step {state.step}")
-            state.seconds = seconds_of()
+            state.seconds = time.perf_counter() - start
             bar.set_postfix_str(f"step {state.step} loss {value:.3f} lr {lr:.1e}", refresh=False)
-            bar.update(min(state.progress(), 1) - bar.n)
-        last = state.progress() >= 1
+            bar.update(min(run.progress(), 1) - bar.n)
+        last = run.progress() >= 1
         if last or state.seconds - evaluated >= 60 * settings.evaluate_every:
-            with _precision(device):
-                bits = evaluate(state.averaged, part, tokenizer, samples=4)["bits_per_byte"]
+            with fast_products(device.type):
+                bits = evaluate(run.averaged, part, tokenizer, samples=4)["bits_per_byte"]
             seen = state.step * settings.batch * settings.length
             point = {"step": state.step, "seconds": round(state.seconds, 1), "tokens": seen}
             state.curve.append(point | {"train_nats_per_token": loss.item(), "held_out_bits_per_byte": bits})
             write_json(out / "curve.json", state.curve)
-            save_text_diffusion(state.averaged, tokenizer, out)
+            save_text_diffusion(run.averaged, tokenizer, out)
             evaluated = state.seconds
         if last or state.seconds - saved >= 60 * settings.save_every:
-            state.save(file)
+            run.checkpoint.save()
             saved = state.seconds
     bar.close()
     lm = load_text_diffusion(out, device=device)  # what is reported is what was written, float16 and all
@@ -322,13 +307,6 @@ def unigram_bits_per_byte(corpus: Corpus, tokenizer: Tokenizer) -> float:
     return float(bits / token_bytes(tokenizer)[corpus.held_out].sum())
 
 
-def write_json(file: Path, value: Any) -> None:
-    """Write beside the place, then rename."""
-    temporary = file.with_name(file.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
-
-
 def _take_weights(model: TextDiffusionModel, tokenizer: Tokenizer, folder: Path) -> str:
     """Copy the weights of a folder into the model; return their sha256."""
     lm = load_text_diffusion(folder)
@@ -341,64 +319,52 @@ def _take_weights(model: TextDiffusionModel, tokenizer: Tokenizer, folder: Path)
     return lm.fingerprint
 
 
-class _State:
-    """What a checkpoint holds: network, averaged network, optimizer, step, seconds, curve."""
+class _Run:
+    """Network, averaged network and optimizer of a run, and where it stands."""
 
-    def __init__(self, model: TextDiffusionModel, settings: Training, origin: str):
-        self.model, self.settings, self.origin = model.train(), settings, origin
+    def __init__(self, model: TextDiffusionModel, settings: Training, origin: str, file: Path):
+        self.model, self.settings, self.state = model.train(), settings, State()
         self.averaged = copy.deepcopy(model).eval().requires_grad_(False)
         matrices = [p for p in model.parameters() if p.dim() > 1]
         others = [p for p in model.parameters() if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=settings.lr, betas=(0.9, 0.98), fused=True)
-        self.step, self.seconds = 0, 0.0
-        self.curve: list[dict[str, float]] = []
+        # what may not change between two parts of a run (its length may)
+        run = {k: getattr(settings, k) for k in ("objective", "batch", "length", "short_every", "lr", "seed")}
+        config = model.config
+        run |= {"hidden": config.hidden_size, "layers": config.num_hidden_layers, "vocab": config.vocab_size}
+        parts = [self.model, self.averaged, self.optimizer]
+        self.checkpoint = Checkpoint(file, run | {"init_sha256": origin}, self.state, parts, model.device)
+        self.checkpoint.resume()
 
     def progress(self) -> float:
         """Share of the run that is done."""
         if self.settings.steps is not None:
-            return self.step / max(self.settings.steps, 1)
-        return self.seconds / (60 * (self.settings.minutes or 1.0))
+            return self.state.step / max(self.settings.steps, 1)
+        return self.state.seconds / (60 * (self.settings.minutes or 1.0))
 
-    def clock(self) -> Any:
-        """Seconds trained, those before the checkpoint counted in."""
-        start = time.perf_counter() - self.seconds
-        return lambda: time.perf_counter() - start
+    def step(self, tokens: Tensor, loss_of: _Loss) -> tuple[Tensor, float]:
+        """Take one step; return its loss and learning rate."""
+        settings = self.settings
+        ids, masked = batch_of(tokens, settings, self.state.step)
+        lr = settings.lr * schedule(self.state.step, self.progress(), settings.warmup)
+        set_rate([self.optimizer], lr)
+        with fast_products(tokens.device.type):
+            loss = loss_of(self.model, ids, masked)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._average()
+        self.state.step += 1
+        return loss, lr
 
     @torch.no_grad()
-    def average(self, decay: float) -> None:
-        weight = 1 - min(decay, (1 + self.step) / (10 + self.step))
+    def _average(self) -> None:
+        step = self.state.step
+        weight = 1 - min(self.settings.ema, (1 + step) / (10 + step))
         for mean, parameter in zip(self.averaged.parameters(), self.model.parameters(), strict=True):
             mean.lerp_(parameter, weight)
-
-    def save(self, file: Path) -> None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        temporary = file.with_name(file.name + ".tmp")
-        parts = {name: getattr(self, name).state_dict() for name in ("model", "averaged", "optimizer")}
-        counters = {"step": self.step, "seconds": self.seconds, "curve": self.curve}
-        torch.save(parts | counters | {"run": self._run()}, temporary)
-        os.replace(temporary, file)
-
-    def load(self, file: Path) -> None:
-        saved = torch.load(file, map_location=self.model.device, weights_only=True)
-        if saved["run"] != self._run():
-            raise InputError(f"{file} belongs to a run with other settings: {saved['run']}")
-        for name in ("model", "averaged", "optimizer"):
-            getattr(self, name).load_state_dict(saved[name])
-        self.step, self.seconds, self.curve = saved["step"], saved["seconds"], saved["curve"]
-
-    def _run(self) -> dict[str, Any]:
-        """Settings that may not change between two parts of a run (its length may)."""
-        chosen = {k: getattr(self.settings, k) for k in ("objective", "batch", "length", "short_every", "lr", "seed")}
-        config = self.model.config
-        chosen["init_sha256"] = self.origin
-        return chosen | {"hidden": config.hidden_size, "layers": config.num_hidden_layers, "vocab": config.vocab_size}
-
-
-def _precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Run matrix products in bfloat16 where the machine has instructions for it."""
-    fast = device.type == "cuda" or torch.cpu.get_capabilities().get("avx512_bf16", False)
-    return torch.autocast(device.type, dtype=torch.bfloat16) if fast else contextlib.nullcontext()
 
 
 class _Loss:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tokenary.core.errors import InputError, UnknownNameError
-from tokenary.core.files import one_line
+from tokenary.core.files import one_line, write_json
 from tokenary.models.catalogue import WEIGHTS
 from tokenary.models.video_text.model import VideoText, VideoTextConfig
 
@@ -86,5 +86,4 @@ def save(model: VideoText, folder: Path, arms: Mapping[str, Mapping[str, Tensor]
     save_file(
         {name: tensor.detach().half().contiguous() for name, tensor in state.items()}, folder / "model.safetensors"
     )
-    about = {**model.config.to_dict(), "arms": list(arms), **facts}
-    (folder / "config.json").write_text(json.dumps(about, indent=1) + "\n")
+    write_json(folder / "config.json", {**model.config.to_dict(), "arms": list(arms), **facts})

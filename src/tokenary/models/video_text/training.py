@@ -14,7 +14,6 @@ Every draw is named by seed and step, so a run that was broken off and goes on i
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -27,9 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenary.core.errors import InputError
 from tokenary.core.seeding import substream
-from tokenary.models.training import State, fast_products, muon_and_adamw, schedule, set_rate
+from tokenary.models.training import Checkpoint, State, fast_products, muon_and_adamw, schedule, set_rate
 from tokenary.models.video_text.clips import Clip, render, stack
 from tokenary.models.video_text.model import VideoText, contrastive_loss
 from tokenary.models.video_text.stories import COLOURS, NUM_CLASSES, THINGS, WAYS, Story
@@ -129,7 +127,7 @@ class Trainer:
         tail: Sequence[str] = (),
         within: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        self.model, self.settings, self.pool, self.checkpoint = model, settings, pool, checkpoint
+        self.model, self.settings, self.pool = model, settings, pool
         self.name, self.within, self.state = name, within, State()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
@@ -144,9 +142,9 @@ class Trainer:
         matrices = [p for p in self.parameters if id(p) in blocks]
         others = [p for p in self.parameters if id(p) not in blocks]
         self.optimizers = muon_and_adamw(matrices, others, settings.lr, settings.weight_decay)
-        if checkpoint.exists():
-            self._resume()
-        else:
+        run = {"name": name, "stories": len(pool.stories), **model.config.to_dict(), **asdict(settings)}
+        self.checkpoint = Checkpoint(checkpoint, run, self.state, [model, self.heads, *self.optimizers])
+        if not self.checkpoint.resume():
             self._fit_captions()
 
     def run(self, steps: int) -> float:
@@ -215,29 +213,6 @@ class Trainer:
         """Ask vectors (B, D) of clips or captions what goes where when."""
         logits = self.heads["told"](10 * vectors).split(TOLD, dim=1)
         return torch.stack([F.cross_entropy(each, wanted) for each, wanted in zip(logits, told, strict=True)]).mean()
-
-    def save(self) -> None:
-        """Write the checkpoint beside its place, then rename."""
-        parts = {"model": self.model.state_dict(), "heads": self.heads.state_dict()}
-        moments = [optimizer.state_dict() for optimizer in self.optimizers]
-        self.checkpoint.parent.mkdir(parents=True, exist_ok=True)
-        new = self.checkpoint.with_suffix(".new")
-        torch.save({**parts, "optimizers": moments, "state": asdict(self.state), "run": self._run()}, new)
-        os.replace(new, self.checkpoint)
-
-    def _resume(self) -> None:
-        saved = torch.load(self.checkpoint, weights_only=True)
-        if saved["run"] != self._run():
-            raise InputError(f"{self.checkpoint} is of another run: {saved['run']}")
-        self.model.load_state_dict(saved["model"])
-        self.heads.load_state_dict(saved["heads"])
-        for optimizer, state in zip(self.optimizers, saved["optimizers"], strict=True):
-            optimizer.load_state_dict(state)
-        self.state = State(**saved["state"])
-
-    def _run(self) -> dict[str, Any]:
-        about = {"name": self.name, "stories": len(self.pool.stories)}
-        return {**about, **self.model.config.to_dict(), **asdict(self.settings)}
 
 
 def targets(stories: Sequence[Story]) -> list[Tensor]:

@@ -8,16 +8,6 @@ from itertools import accumulate, pairwise
 from tokenary.hf.tokenizer import Vocabulary
 from tokenary.probe.charbench.items import POSITION, Item
 
-FEATURES = (
-    "word_length",
-    "number_of_tokens",
-    "compression",
-    "gold",
-    "gold_share",
-    "unique_characters",
-    "target_token_length",
-)
-
 
 @dataclass(frozen=True)
 class Cut:

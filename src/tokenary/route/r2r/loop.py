@@ -19,7 +19,7 @@ Score = Callable[[Tensor, Tensor, list[int], list[tuple[int, int]]], Tensor]
 
 
 class Small:
-    """The small model over a batch; keeps the logits (B, V) and the last hidden states (B, d) after its newest token."""
+    """The small model over a batch; keeps logits (B, V) and last hidden states (B, d) after its newest token."""
 
     logits: Tensor
     hidden_states: Tensor
