@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from html_page import Page
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tokenary.bench import reduce_room
 from tokenary.bench.reduce_arms import (
@@ -29,6 +31,7 @@ from tokenary.bench.reduce_figures import Part, part_of
 from tokenary.bench.reduce_report import cells, columns, findings, plots, render
 from tokenary.bench.reduce_room import ReduceComparison, compare_reduce, load_all
 from tokenary.bench.reduction import Times, run_arm
+from tokenary.bench.same_time import in_same_time, told
 from tokenary.core.errors import InputError, OptionError, RecipeError, UnknownNameError
 from tokenary.models.bench_vlm import BenchVLM, save, sized
 from tokenary.models.bench_vlm.scenes import FAMILIES
@@ -351,6 +354,63 @@ def test_methods_are_held_against_the_best_control_of_their_budget(made):
     apart = hiprune["retention"]["value"] - pool["retention"]["value"]
     assert hiprune["over"]["value"] == pytest.approx(apart, abs=2e-4) and hiprune["over"]["low"] > 0
     assert [point["over"] for point in (plain, pool, random, blind)] == [None] * 4
+
+
+# -- in the same time --------------------------------------------------------------------------------------------------
+
+#: Milliseconds to see and read, by recipe; random tokens at two budgets, all tokens, and pooling at one.
+TAKES = {"plain": 10, "hiprune:keep=25%": 5, "reduce-pool:keep=25%": 7, "reduce-random:keep=25%": 4,
+         "reduce-random:keep=50%": 6, BLIND: 1}  # fmt: skip
+
+
+def timed_part(**takes):
+    part = made_part({**RATES, "reduce-random:keep=50%": 0.7})
+    for name, each in {**TAKES, **takes}.items():
+        part.costs[name] = Cost(1e9, 1e3, Times(1e-3 * each - 1e-4, 1e-4, 5e-5))
+    good = {name: {"needed": 0.5, "margin": 0.5, "passed": name != "listing"} for name in FAMILIES}
+    return {point["recipe"]: point for point in part_of(part, toy_vlm(), {"a-0": good, "a-1": good})["points"]}
+
+
+def test_retention_is_held_against_controls_in_the_same_time():
+    points = timed_part()
+    own, low, high = (points[name]["retention"]["value"] for name in list(TAKES)[1:5] if "pool" not in name)
+    found = points["hiprune:keep=25%"]["same_time"]
+    over = found["reduce-random"]
+    assert over["value"] == pytest.approx(own - (low + high) / 2, abs=3e-4) and over["why"] is None
+    assert over["low"] < over["value"] < over["high"]
+    assert found["reduce-pool"]["value"] is None and found["reduce-pool"]["why"].startswith("faster: 5.00 ms")
+    assert [name for name, point in points.items() if point["same_time"] is not None] == ["hiprune:keep=25%"]
+    slower = timed_part(**{"hiprune:keep=25%": 6})["hiprune:keep=25%"]["same_time"]
+    assert slower["reduce-random"]["value"] == pytest.approx(own - high, abs=3e-4)  # time costs retention
+    slowest = timed_part(**{"hiprune:keep=25%": 11})["hiprune:keep=25%"]["same_time"]
+    assert slowest["reduce-random"]["why"] == "slower: 11.00 ms, the control at most 10.00 ms"
+    assert told(over)[0] in "+-" and told(slowest["reduce-random"]) == "slower"
+
+
+@given(st.lists(st.integers(1, 50), min_size=2, max_size=6, unique=True), st.integers(0, 60))
+@settings(max_examples=80, deadline=None)
+def test_between_budgets_is_linear(times, seconds):
+    rights = np.random.default_rng(0).random((len(times), 3))
+    found = in_same_time(seconds, times, list(rights))
+    if not min(times) <= seconds <= max(times):
+        assert isinstance(found, str) and found.startswith("faster" if seconds < min(times) else "slower")
+        return
+    order = np.argsort(times)
+    expected = [np.interp(seconds, np.array(times)[order], column[order]) for column in rights.T]
+    assert np.allclose(found, expected)
+
+
+def test_a_curve_has_two_points():
+    assert in_same_time(1.0, [1.0], [np.ones(2)]).startswith("not measured")
+    assert in_same_time(1.0, [1.0, math.nan], [np.ones(2)] * 2).startswith("not measured")
+
+
+def test_columns_in_the_same_time_are_those_of_records_that_have_them(made):
+    part = made[1]
+    row = cells(part["points"][1], part)
+    assert [name for name, _ in columns(part)][-2:] == ["over random, same time", "over pooling, same time"]
+    old = {**part, "points": [{k: v for k, v in point.items() if k != "same_time"} for point in part["points"]]}
+    assert len(columns(old)) == len(columns(part)) - 2 and cells(old["points"][1], old) == row[:-2]
 
 
 def test_a_family_must_be_fit_for_every_model_and_is_judged_here_where_nothing_was_said():

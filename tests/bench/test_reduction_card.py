@@ -10,22 +10,25 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from tokenary.bench.reduction_card import ReductionCard, reduction_card
+from tokenary.bench.record import plain_json
+from tokenary.bench.reduction_card import ReductionCard, language, reduction_card, text
 from tokenary.bench.reduction_card.arms import Arms, Entry, entries
 from tokenary.bench.reduction_card.asking import YES, answers_of, flipped
 from tokenary.bench.reduction_card.figures import parts_of
 from tokenary.bench.reduction_card.invariants import invariants
+from tokenary.bench.reduction_card.overthinking import finding, gate, thinking_figures
 from tokenary.bench.reduction_card.patches import patches_of
 from tokenary.bench.reduction_card.questions import Asked
 from tokenary.bench.reduction_card.rows import Card
 from tokenary.bench.reduction_card.stability import ladder
-from tokenary.bench.reduction_card.text import able, text_figures
+from tokenary.bench.reduction_card.text import able, text_figures, ways_of
 from tokenary.bench.reduction_card.watching import Watched
 from tokenary.core.budget import Budget
 from tokenary.core.errors import OptionError, RecipeError
 from tokenary.models.bench_vlm import BenchVLM, save
 from tokenary.probe.laws import toy
 from tokenary.probe.token_reduction_position.effects import effect
+from tokenary.probe.token_reduction_position.overthinking import Thoughts
 from tokenary.reduce.base import Reducer
 from tokenary.reduce.encoder import picture_numbers
 from tokenary.reduce.entropy_prune import EntropyPrune
@@ -249,12 +252,14 @@ def test_the_command_writes_a_card(tiny, tmp_path):
     assert own["figures"]["conserved"]["value"] == 1 and "left out" not in json.dumps(own)
     assert card.record["text"]["left_out"] and card.record["stability"] is None and len(card.warnings) >= 3
     page = (tmp_path / "card" / "report.html").read_text()
-    assert "reduce-pool:keep=25%" in page and "What must hold" in page
+    assert "reduce-pool:keep=25%" in page and "What must hold" in page and "over pooling, same time" in page
     again = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "again"), "--json"])
     assert again.exit_code == 0
     arms = ReductionCard.read(tmp_path / "again" / "results.json").arms
+    assert own["same_time"].keys() == {"reduce-random", "reduce-pool"} and own["seconds"]["none"]["prefill"] > 0
     for arm in (*arms, *card.arms):
         arm.pop("seconds", None)
+        arm.pop("same_time", None)
     assert arms == card.arms
 
 
@@ -304,3 +309,77 @@ def test_text_is_for_reducers_between_layers():
     assert [arm["name"] for arm in found["arms"]] == ["none", "", "random", "grid", "blind"]
     nll = {arm["name"]: arm["figures"]["tail_nll"]["value"] for arm in found["arms"]}
     assert all(map(math.isfinite, nll.values())) and nll["none"] != nll["grid"]
+
+
+def test_controls_on_text_keep_as_many_tokens_and_draw_anew_for_every_item():
+    lm, deep = toy(), Entry("own", EntropyPrune(Budget(ratio=0.75)), "decoder:1")
+    ways, kept = ways_of(deep), {}
+    with torch.inference_mode():
+        for name, (way, *_) in ways.items():
+            for number in (0, 1):
+                with way.around(lm.model, number, 41) as between:
+                    lm.model(input_ids=torch.arange(50)[None])
+                    kept[name, number] = between.map.positions(torch.arange(40)).flatten().tolist()
+    assert {len(each) for each in kept.values()} == {20}  # the first of two layers reads all 40
+    assert kept["random", 0] != kept["random", 1] and kept["grid", 0] == kept["grid", 1] and len(ways["random"]) == 2
+
+
+SOME = {"resamples": 50, "seed": 0}
+
+
+def test_thinking_is_measured_of_every_arm():
+    deep = Entry("deep", ReducePool(QUARTER), "decoder:1")
+    found = thinking_figures(toy(), [deep], SOME, length=300, questions=3, limit=6)
+    assert [arm["name"] for arm in found["arms"]] == ["none", "deep", "random", "grid", "blind"]
+    none, deep, random, *_ = found["arms"]
+    assert none["figures"].keys() == deep["over_random"].keys() and random["over_random"] is None
+    assert 0 < none["figures"]["tokens"]["value"] <= 6 and found["gate"].keys() >= {"full", "blind", "counts"}
+    assert plain_json(found) == json.loads(json.dumps(plain_json(found)))
+
+
+def thinkers(lost):
+    """Arms of 40 questions: the context helps, and of a reducer some answers that were right on the way are lost."""
+    right = np.ones((1, 40, 5), dtype=bool)
+    right[:, 30:] = False
+    late = right.copy()
+    late[:, :lost, -1] = False
+    blind = np.zeros_like(right)
+    blind[:, 36:] = True
+    tokens = np.full((1, 40), 20.0)
+    return {name: Thoughts(tokens, each).parts() for name, each in (("full", right), ("own", late), ("blind", blind))}
+
+
+def test_answers_that_are_lost_on_the_way_move_the_card(monkeypatch):
+    rows = {}
+    for lost in (0, 12):
+        arms = thinkers(lost)
+        monkeypatch.setattr(text, "ways_of", lambda entry: {"own": "own", "random": "full"})
+        rows[lost] = text.rows_of(
+            [Entry("own", EntropyPrune(), "decoder:1")], arms.get, arms["full"], arms["blind"], SOME
+        )
+    (_, same, *_), (_, lower, *_) = rows.values()
+    assert same["over_random"]["right_early_wrong_late"]["value"] == 0
+    over = lower["over_random"]
+    assert over["right_early_wrong_late"]["low"] > 0 > over["answer_right"]["high"]
+    assert over["right_per_100_tokens"]["value"] == pytest.approx(100 * (18 - 30) / (40 * 20), abs=1e-4)
+    good, bad = gate(arms["full"], arms["blind"], SOME), gate(arms["blind"], arms["blind"], SOME)
+    assert good["counts"] and not bad["counts"] and good["full"]["value"] == 0.75
+    assert finding({"gate": good, "arms": rows[12]}).endswith("own 30% of the answers (+0.30, "
+        f"{over['right_early_wrong_late']['low']:+.2f} to {over['right_early_wrong_late']['high']:+.2f}).")  # fmt: skip
+    assert "too near" in finding({"gate": bad, "arms": rows[12]})
+
+
+def test_the_card_shows_thinking_and_says_when_it_means_nothing(tiny, monkeypatch):
+    monkeypatch.setattr("tokenary.run.load", lambda name: toy())
+    small = {"length": 300, "questions": 2, "limit": 4}
+    monkeypatch.setattr(language, "thinking_figures", lambda *given: thinking_figures(*given, **small))
+    monkeypatch.setattr(
+        language, "text_figures", lambda *given: text_figures(*given, lengths=(120,), facts=1, passages=1)
+    )
+    few = {"per_family": 2, "per_kind": 2, "listed": 8, "random_seeds": 1, "resamples": 20}
+    found = reduction_card(["reduce-pool:keep=25%"], tiny, at="decoder:1", text="toy", **few)
+    page, thinking = found.page(), found.record["text"]["thinking"]
+    assert "Thinking" in page and "right early wrong late" in page and found.record["text"]["left_out"] is None
+    assert not thinking["gate"]["counts"]  # a random net is no better with the context
+    assert any(line.startswith("thinking: ") for line in found.warnings) and "say nothing about reducing it" in page
+    assert "too near" in page

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,15 +13,26 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tokenary.core.budget import Budget
 from tokenary.core.errors import OptionError, UnsupportedModelError
 from tokenary.probe.laws import toy
-from tokenary.probe.token_reduction_position import TokenReductionPosition, alignment, coherence, effects, stability
+from tokenary.probe.token_reduction_position import (
+    TokenReductionPosition,
+    alignment,
+    coherence,
+    effects,
+    overthinking,
+    stability,
+)
 from tokenary.probe.token_reduction_position import hallucination as false
 from tokenary.probe.token_reduction_position import maps as of_maps
 from tokenary.probe.token_reduction_position.effects import Parts, effect, estimate
 from tokenary.probe.token_reduction_position.grounding import grounding, patch_attention
 from tokenary.probe.token_reduction_position.passages import COLOURS, Writer, told_apart
 from tokenary.probe.token_reduction_position.text import Way, at_random, log_likelihoods, nothing, strided, written
+from tokenary.reduce.base import Context
+from tokenary.reduce.decoder import DecoderReduction
+from tokenary.reduce.reduce_random import ReduceRandom
 
 RNG = np.random.default_rng(0)
 ids = st.lists(st.integers(0, 4), max_size=24)
@@ -335,6 +348,140 @@ def test_facts_stand_where_they_should_and_are_told_apart():
         assert abs(told / len(text) - depth) < 0.3
     assert told_apart({"a": (1, 2), "b": (1, 3), "c": (1, 4), "d": (1, 5)}) == ((1,), {"a": 2, "b": 3, "c": 4, "d": 5})
     assert told_apart({"a": (1,), "b": (1,)}) is None and len(COLOURS) > 4
+
+
+# -- thinking ---------------------------------------------------------------------------------------------------------
+
+
+def test_cuts_and_what_is_lost_and_won():
+    assert overthinking.cuts(40) == [0, 10, 20, 30, 40] and overthinking.cuts(0) == [0] * 5
+    assert overthinking.cuts(3) == [0, 1, 2, 2, 3] and overthinking.cuts(1) == [0, 0, 1, 1, 1]
+    right = np.array([[0, 1, 0, 0, 0], [1, 0, 0, 0, 0], [1, 1, 1, 1, 1], [0, 0, 1, 1, 1], [0, 1, 1, 1, 1]], dtype=bool)
+    lost, won = overthinking.early_and_late(right)
+    assert lost.tolist() == [True, False, False, False, False]  # what was right before thinking is another matter
+    assert won.tolist() == [False, False, False, True, False]
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(0, 999))
+@settings(max_examples=40, deadline=None)
+def test_figures_of_thinking_against_loops(seeds, n, seed):
+    rng = np.random.default_rng(seed)
+    right, tokens = rng.random((seeds, n, 5)) < 0.5, rng.integers(0, 9, (seeds, n)).astype(float)
+    found = {name: each.value for name, each in overthinking.Thoughts(tokens, right).parts().items()}
+    flat = [list(row) for run in right for row in run]
+    assert found["answer_right"] == pytest.approx(sum(row[4] for row in flat) / len(flat))
+    assert found["right_at_0%"] == pytest.approx(sum(row[0] for row in flat) / len(flat))
+    assert found["tokens"] == pytest.approx(tokens.sum() / len(flat))
+    lost = [any(row[1:4]) and not row[4] for row in flat]
+    assert found["right_early_wrong_late"] == pytest.approx(sum(lost) / len(flat))
+    won = [not all(row[1:4]) and row[4] for row in flat]
+    assert found["wrong_early_right_late"] == pytest.approx(sum(won) / len(flat))
+    per_token = 100 * sum(row[4] for row in flat) / tokens.sum() if tokens.sum() else math.nan
+    assert found["right_per_100_tokens"] == pytest.approx(per_token, nan_ok=True)
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("stops", [False, True])
+def test_answers_from_a_cropped_cache_are_those_of_reading_anew(reduced, stops, monkeypatch):
+    lm = toy()
+    riddle = Writer(lm, 1).riddle(300, 0)
+
+    def inside(model, number, start, count):
+        context = Context(grid=(1, count), samples=(number,))
+        return DecoderReduction(
+            model, ReduceRandom(Budget(ratio=0.4)), "decoder:1", start=start, count=count, context=context
+        )
+
+    way = Way(inside=inside if reduced else None)
+
+    def anew(tail):
+        ids = torch.tensor([[*riddle.context, *tail]])
+        with way.around(lm.model, 0, len(riddle.context)), torch.inference_mode():
+            return lm.model(input_ids=ids, use_cache=False).logits[0, -1]
+
+    expected = []
+    for _ in range(9):
+        expected.append(int(anew([*riddle.question, *expected]).argmax()))
+    end = expected[6] if stops else None
+    where = expected.index(end) if stops else 9
+    read, kept = [], overthinking.forward
+    monkeypatch.setattr(overthinking, "forward", lambda *given: read.append(kept(*given)) or read[-1])
+    chain, told = overthinking.think(lm.model, way, 0, riddle, lambda token: token == end, 9)
+    assert chain == expected[:where]
+    slow = [anew([*riddle.question, *chain[:cut], *riddle.forced]) for cut in overthinking.cuts(len(chain))]
+    torch.testing.assert_close(
+        torch.stack([logits[0, -1] for logits, _ in read[::-1]]), torch.stack(slow), atol=1e-4, rtol=1e-4
+    )
+    assert told == [int(logits[list(riddle.values)].argmax()) for logits in slow]
+
+
+DOT = 40
+
+
+class Waverer(torch.nn.Module):
+    """Writes `dots` many dots; tells the stated value while at most `faithful` of them stand before the question."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, model, riddle, faithful, dots):
+        super().__init__()
+        self.riddle, self.faithful, self.dots = riddle, faithful, dots
+        self.config, self.generation_config = model.config, model.generation_config
+
+    def forward(self, input_ids, past_key_values=None, **_):
+        cache = past_key_values or Read()
+        cache.ids += input_ids[0].tolist()
+        thought = cache.ids[len(self.riddle.context) + len(self.riddle.question) :]
+        logits = torch.zeros(1, 1, self.config.vocab_size)
+        forced = list(self.riddle.forced)
+        if thought[-len(forced) :] == forced:
+            right = len(thought) - len(forced) <= self.faithful
+            logits[0, 0, self.riddle.values[self.riddle.stated if right else self.riddle.stated - 1]] = 1
+        else:
+            logits[0, 0, DOT if len(thought) < self.dots else self.config.eos_token_id] = 1
+        return SimpleNamespace(logits=logits, past_key_values=cache)
+
+
+class Read:
+    """A cache that holds ids."""
+
+    def __init__(self):
+        self.ids = []
+
+    def crop(self, count):
+        assert count <= 0
+        self.ids = self.ids[: len(self.ids) + count]
+
+
+def test_a_chain_that_thinks_too_long_shows():
+    lm, found = toy(), {}
+    riddles = [Writer(lm, 1).riddle(300, 0)]
+    for faithful in (-1, 0, 5, 40):
+        lm.model = Waverer(lm.model, riddles[0], faithful, 20)
+        found[faithful] = overthinking.thoughts(lm, [Way()], riddles, 40)
+        assert found[faithful].tokens.tolist() == [[20]]
+    assert found[5].right.tolist() == [[[True, True, False, False, False]]]
+    lost = {faithful: each.parts()["right_early_wrong_late"].value for faithful, each in found.items()}
+    assert lost == {-1: 0, 0: 0, 5: 1, 40: 0}
+    shorter = overthinking.thoughts(lm, [Way()], riddles, 10)  # of 10 tokens; the last was not read
+    assert shorter.tokens.tolist() == [[10]] and shorter.parts()["right_per_100_tokens"].value == 10
+    assert overthinking.ends_chain(lm)(lm.tokenizer("\n")["input_ids"][0]) and not overthinking.ends_chain(lm)(DOT)
+
+
+def test_riddles_state_what_they_ask():
+    lm = toy()
+    writer = Writer(lm, 3)
+    for number in range(5):
+        riddle = writer.riddle(400, number)
+        text, question = lm.decode(riddle.context), lm.decode(riddle.question)
+        asked = re.search("Which colour is (.*)\\?", question)[1]
+        told = dict(re.findall("Remember that (.*?) is painted( .*?)\\.", text))
+        first = told[asked].removeprefix(" in the same colour as ")
+        assert (first in told) == bool(number % 2) and len(set(told.values())) == 3
+        colour = told[first if number % 2 else asked]
+        assert list(writer.told).index(colour) == riddle.stated and len(riddle.context) == 400
+        assert text.count("Remember that") == 3 and f"{asked} is painted" in lm.decode(riddle.forced)
+        assert writer.riddle(400, number) == riddle != writer.riddle(400, number + 1)
 
 
 def test_the_probe_reports_and_refuses():

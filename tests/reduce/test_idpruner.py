@@ -53,7 +53,8 @@ def scorer_file(tmp_path):
 
 
 def test_laws(scorer_file):
-    for options in ({}, {"scorer": scorer_file}, {"fallback": "norm", "parallel": 4, "positions": "compact"}):
+    others = ({"fallback": "norm", "parallel": 4, "positions": "compact"}, {"fallback": "text"})
+    for options in ({}, {"scorer": scorer_file}, *others):
         report = check("idpruner", **options)
         assert report.ok and all(finding.verdict == "holds" for finding in report.findings), str(report)
 

@@ -19,7 +19,8 @@ from tokenary.core.errors import OptionError
 from tokenary.core.laws import check, check_class, the_recipe_survives_json
 from tokenary.core.token_map import Segment, Select, TokenMap, check_token_map
 from tokenary.models.bench_vlm.model import BenchVLM, sized
-from tokenary.reduce import laws
+from tokenary.models.bench_vlm.vocabulary import ANSWER, END, PAD, QUESTION
+from tokenary.reduce import laws, vlm
 from tokenary.reduce.base import Context, Reducer, places
 from tokenary.reduce.choose import mask_to_select, top
 from tokenary.reduce.grid import bands, cells, medians, partition, shares
@@ -286,6 +287,43 @@ PLANS = laws.LAWS["reduce"][:10]
 def test_the_laws_catch_methods_that_are_wrong(method):
     report = check_class(method, PLANS)
     assert WRONG[method] in {finding.law for finding in report.broken}, str(report)
+
+
+class ByText(Wrong):
+    """Correct: keeps what is most like the question."""
+
+    needs = frozenset({"text"})
+
+    def plan(self, x, keep, context):
+        there = torch.ones(context.text.shape[:2]) if context.text_mask is None else context.text_mask.float()
+        mean = (context.text * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+        return top((x @ mean[..., None])[..., 0], keep, context.allowed(x))
+
+
+class ByAllText(ByText):
+    """Lets answer and padding guide it too."""
+
+    def plan(self, x, keep, context):
+        return super().plan(x, keep, replace(context, text_mask=None))
+
+
+READING = (laws.decoding_is_reading_on, laws.only_the_question_guides)
+
+
+@pytest.mark.parametrize("at", ["encoder", "decoder:1"])
+def test_the_question_alone_guides_a_method(at, monkeypatch):
+    monkeypatch.setattr(Wrong, "at", at)
+    assert check_class(ByText, READING).ok
+    for method in (ByAllText, ByText):
+        broken = {finding.law for finding in check_class(method, READING).broken}
+        assert broken == {"decoding is reading on", "only the question guides"}
+        monkeypatch.setattr(vlm, "question_of", torch.ones_like)  # of the second: a model that shows it all text
+
+
+def test_a_question_ends_where_its_answer_begins():
+    ids = torch.tensor([[PAD, QUESTION, 9, ANSWER, 8, END], [QUESTION, 9, 9, ANSWER, QUESTION, ANSWER], [9] * 6])
+    mask = vlm.question_of(ids)
+    assert mask.int().tolist() == [[1, 1, 1, 1, 0, 0], [1, 1, 1, 1, 0, 0], [1] * 6]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,9 @@ from torch import Tensor
 from tokenary.bench.quality import PLAIN
 from tokenary.bench.reduce_arms import BLIND, Answers, Contender, Cost, contenders_of, draw, fitting, sample
 from tokenary.bench.reduction import per_question, retained
+from tokenary.bench.same_time import CONTROLS, over_controls
 from tokenary.core.recipe import Recipe
+from tokenary.core.statistics import Array
 from tokenary.models.bench_vlm.model import BenchVLM
 from tokenary.models.bench_vlm.scenes import FAMILIES
 from tokenary.models.bench_vlm.training import judge
@@ -161,6 +163,7 @@ class _Figures:
             "retention": self._retained(contender.recipe, self.fit),
             "models": {model: self._gain(contender.recipe, model) for model in self.part.models},
             "over": self._over(contender),
+            "same_time": self._same_time(contender),
             "families": self._by_family(contender.recipe, said),
         }
 
@@ -173,7 +176,21 @@ class _Figures:
         control = None if contender.budget is None or contender.control else self.controls.get(contender.budget)
         if control is None:
             return None
-        return {"control": control, **self._retained(contender.recipe, self.fit, minus=control)}
+        other = per_question(self.part.joined(control).right)
+        return {"control": control, **self._retained(contender.recipe, self.fit, minus=other)}
+
+    def _same_time(self, contender: Contender) -> dict[str, Any] | None:
+        """The differences to what plain controls reach in the same time."""
+        if contender.control:
+            return None
+        seconds = {name: cost.times.encode + cost.times.prefill for name, cost in self.part.costs.items()}
+        curves = {}
+        for control in CONTROLS:
+            names = [each.recipe for each in self.part.compared if each.curve in (control, PLAIN)]
+            rights = [per_question(self.part.joined(name).right) for name in names]
+            curves[control] = [seconds[name] for name in names], rights
+        recipe = contender.recipe
+        return over_controls(seconds[recipe], curves, lambda other: self._retained(recipe, self.fit, minus=other))
 
     def _gain(self, recipe: str, model: str | None = None) -> float | None:
         """Retention over families that are fit, without an interval."""
@@ -184,16 +201,14 @@ class _Figures:
         recipe: str,
         families: Sequence[str],
         model: str | None = None,
-        minus: str | None = None,
+        minus: Array | None = None,
         resamples: int = RESAMPLES,
     ) -> dict[str, float | None]:
-        """Retention over some families, of all models together or of one."""
+        """Retention over some families, of all models together or of one; or its difference to that of answers (n,)."""
         here = np.array([name in families for name in self.names])
         if not here.any():
             return {"value": None, "low": None, "high": None}
         names = [name for name in self.names if name in families]
-        arms = [recipe, PLAIN, BLIND, *([] if minus is None else [minus])]
-        right = [per_question(self.part.joined(arm, model).right)[here] for arm in arms]
-        other = right[3] if minus is not None else None
-        found = retained(right[0], right[1], right[2], names, minus=other, resamples=resamples)
-        return found.to_json()
+        own, full, blind = (per_question(self.part.joined(arm, model).right)[here] for arm in (recipe, PLAIN, BLIND))
+        other = None if minus is None else minus[here]
+        return retained(own, full, blind, names, minus=other, resamples=resamples).to_json()

@@ -7,6 +7,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tokenary.bench.same_time import CONTROLS, told
 from tokenary.core import page
 from tokenary.core.page import INK, PALETTE, layout
 
@@ -20,6 +21,8 @@ AXES = (
     ("flops", "flops_share", "What is kept, over arithmetic", "FLOPs of a picture and its question, % of all"),
     ("time", "time_share", "What is kept, over time", "time to see and read, % of that on all"),
 )
+#: Columns of differences in the same time, on the page alone.
+TIMED = tuple(f"over {name}, same time" for name in CONTROLS.values())
 _ABOUT = {
     "ocr": "A word in a coloured box is to be read.",
     "chart": "A cell of a table, a bar or the trend of a line is asked for.",
@@ -95,7 +98,12 @@ def columns(part: Record) -> list[tuple[str, Any]]:
     """
     families = [name if family["fit"] else f"({name})" for name, family in part["families"].items()]
     names = ("tokens read", "retention", *families, "GFLOPs", "KV held", "encode ms", "prefill ms", "choice ms")
-    return [("reducer", "left"), *((name, "right") for name in names)]
+    return [("reducer", "left"), *((name, "right") for name in (*names, *(TIMED if _timed(part["points"][0]) else ())))]
+
+
+def _timed(point: Record) -> bool:
+    """Whether others are held against it in the same time; in older records they are not."""
+    return "same_time" in point
 
 
 def cells(point: Record, part: Record) -> list[str]:
@@ -108,6 +116,7 @@ def cells(point: Record, part: Record) -> list[str]:
         f"{point['flops'] / 1e9:.3g}",
         f"{point['kv_bytes'] / 1e3:,.0f} kB",
         *("–" if point[name] is None else f"{point[name]:.1f}" for name in ("encode_ms", "prefill_ms", "overhead_ms")),
+        *("" if point["same_time"] is None else told(point["same_time"][name]) for name in CONTROLS if _timed(point)),
     ]
 
 
@@ -143,7 +152,7 @@ def table(record: Record) -> Table:
 
     parts, machine = record["parts"], record["machine"]
     unfit = {name for name in parts[0]["families"] if not any(part["families"][name]["fit"] for part in parts)}
-    shown = [at for at, name in enumerate(_plain_names(parts[0])) if name not in {*unfit, "KV held"}]
+    shown = [at for at, name in enumerate(_plain_names(parts[0])) if name not in {*unfit, "KV held", *TIMED}]
     made = Table(
         title="\n".join(findings(record)),
         title_justify="left",

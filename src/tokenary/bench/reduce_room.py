@@ -61,7 +61,8 @@ class ReduceComparison(ComparisonRecord):
         ``flops, flops_share``; ``kv_bytes, kv_share``; ``encode_ms, prefill_ms, overhead_ms`` (the choice, part of one
         of them), ``time_share``; ``accuracy``; ``retention`` (value, low, high) over families that are fit; ``models``:
         the same figure of each model; ``over``: the retention less that of the ``control`` that is best at this
-        budget; ``families``: accuracy and retention of each.
+        budget; ``same_time``: the retention less what random tokens and pooling reach in the same time, by control,
+        or ``why`` that is not known; ``families``: accuracy and retention of each.
         """
         return self.record["parts"]
 

@@ -21,7 +21,9 @@ def card(
     model: str = MODEL,
     questions: int = typer.Option(50, "--questions", min=4, help="Questions of each family."),
     crops: bool = typer.Option(False, "--crops", help="See a thumbnail and four crops, at twice the resolution."),
-    text: str = typer.Option("", "--text", help="A language model on which reducers between layers read texts too."),
+    text: str = typer.Option(
+        "", "--text", help="A language model that reads and thinks too, with reducers between layers; minutes."
+    ),
     stability: bool = typer.Option(False, "--stability", help="Train small models at a ladder of rates; minutes."),
     seed: int = typer.Option(0, help="Of questions, random tokens and intervals."),
     out: Path = typer.Option(Path("card"), "--out", help="Folder for results.json and report.html."),

@@ -145,9 +145,9 @@ class Context:
         The newest layer that ran; of an encoder that was run through, the last.
     n_layers : int
     text : (B, L, D) Tensor or None
-        Embeddings of the question, in the space of the image tokens.
+        Embeddings of the text, in the space of the image tokens.
     text_mask : (B, L) bool Tensor or None
-        Which of them are no padding.
+        Which of them are the question: no padding, and nothing of an answer that is read with it. None for all.
     samples : tuple of int or None
         A number for each picture that depends on its pixels alone; draws are named by it.
     """

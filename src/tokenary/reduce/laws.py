@@ -22,7 +22,7 @@ from tokenary.core.laws import (
     the_recipe_survives_json,
 )
 from tokenary.core.token_map import TokenMap, check_token_map
-from tokenary.models.bench_vlm.vocabulary import END
+from tokenary.models.bench_vlm.vocabulary import END, PAD, VOCABULARY
 from tokenary.reduce.base import Context, Reducer
 from tokenary.reduce.law_tools import (
     QUESTIONS,
@@ -35,6 +35,7 @@ from tokenary.reduce.law_tools import (
     toy_vlm,
 )
 from tokenary.reduce.mix import anchors_of
+from tokenary.reduce.vlm import ReducedVLM
 
 BUDGETS = (1, 5, 12, 31, 47)
 
@@ -276,17 +277,36 @@ def in_the_model_a_batch_is_its_pictures(make: Make) -> None:
 
 
 def decoding_is_reading_on(make: Make) -> None:
-    """Token by token over the cache, the answer is that of reading prompt and answer in one pass."""
+    """Token by token over the cache, answer and kept tokens are those of reading prompt and answer in one pass."""
     model, pixels, (ids, there) = toy_vlm(), pictures(3), asked()
     with make().attach(model) as reduced:
         seen = reduced.image_tokens(pixels)
-        answers = reduced.generate(seen, ids, 6, there)
+        answers, kept = reduced.generate(seen, ids, 6, there), patches_kept(reduced)
         for row, answer in enumerate(answers):
             text = torch.cat([ids[row, there[row]], torch.tensor(answer, dtype=torch.long)])[None]
             logits = reduced(reduced.image_tokens(pixels[row : row + 1]), text)
+            same_tokens(patches_kept(reduced), kept[row : row + 1], f"question {row}, patches that are kept")
             best = logits[0, int(there[row].sum()) - 1 :].argmax(-1).tolist()
             expected = [*answer, *([END] if len(answer) < 6 else [])]
             same_tokens([best[: len(expected)]], [expected], f"question {row}")
+
+
+def patches_kept(reduced: ReducedVLM) -> list[list[int]]:
+    """Return the patches of the newest pass, in the order in which they are read, of every picture."""
+    return [] if reduced.numbers is None else [[n for n in row if n >= 0] for row in reduced.numbers.tolist()]
+
+
+def only_the_question_guides(make: Make) -> None:
+    """Whatever text follows a question, an answer or padding, the same image tokens are kept."""
+    model, pixels, (ids, there) = toy_vlm(), pictures(3), asked()
+    with make().attach(model) as reduced:
+        for row in range(len(QUESTIONS)):
+            text, picture = ids[row : row + 1, there[row]], pixels[row : row + 1]
+            reduced(reduced.image_tokens(picture), text)
+            kept = patches_kept(reduced)
+            for follows in ([*VOCABULARY.encode("red star"), END], [PAD] * 5):
+                reduced(reduced.image_tokens(picture), torch.cat([text, torch.tensor([follows])], dim=1))
+                same_tokens(patches_kept(reduced), kept, f"question {row} with {follows}, patches that are kept")
 
 
 def kept_tokens_are_counted(make: Make) -> None:
@@ -324,6 +344,7 @@ LAWS: dict[str, tuple[LawFunction, ...]] = {
         nothing_stays_attached,
         in_the_model_a_batch_is_its_pictures,
         decoding_is_reading_on,
+        only_the_question_guides,
         kept_tokens_are_counted,
         options_are_checked_and_fixed,
         the_recipe_survives_json,

@@ -13,12 +13,22 @@ from torch import Tensor
 from tokenary.core.errors import InputError, OptionError
 from tokenary.core.token_map import TokenMap
 from tokenary.models.bench_vlm.model import anyres_views, greedy
-from tokenary.models.bench_vlm.vocabulary import BOS, PAD, VOCABULARY
+from tokenary.models.bench_vlm.vocabulary import ANSWER, BOS, PAD, VOCABULARY
 from tokenary.reduce.base import Context, Point, Reducer, places
 from tokenary.reduce.decoder import DecoderReduction
 from tokenary.reduce.encoder import Encoder, Record, VisionReduction, picture_numbers, recorded
 from tokenary.reduce.layout import Laid, Prompt, Seen, followed, joined, patch_owners
 from tokenary.reduce.mix import anchors_of
+
+
+def question_of(ids: Tensor) -> Tensor:
+    """Say which tokens (B, L) are those of the question, up to where its answer begins: (B, L) bool.
+
+    Only they may guide a choice, or reading a right answer would differ from writing it. Of several questions it is the
+    first.
+    """
+    begins = ids == ANSWER
+    return begins.cumsum(1) - begins.long() == 0
 
 
 class ReducedVLM:
@@ -184,7 +194,7 @@ class ReducedVLM:
         seen : Seen or None
             None for a blind answer.
         ids : (B, L) Tensor
-            The questions.
+            The questions; what follows them is read, but no reducer is shown it.
         text_mask : (B, L) bool Tensor, optional
             False at padding, which may stand on either side.
         """
@@ -194,7 +204,8 @@ class ReducedVLM:
             self.kept, self.map, self.numbers, self.owners = [0] * len(ids), None, None, None
             laid, context = Laid(text[:, :0], ids[:, :0], None, None, 0), None
         else:
-            seen = replace(seen, context=replace(seen.context, text=text, text_mask=text_mask))
+            asked = question_of(ids) if text_mask is None else question_of(ids) & text_mask.bool()
+            seen = replace(seen, context=replace(seen.context, text=text, text_mask=asked))
             laid, context = self._image(seen)
         batch, count = laid.tokens.shape[:2]
         embeds = torch.cat([start, laid.tokens.to(text.dtype), text], dim=1)

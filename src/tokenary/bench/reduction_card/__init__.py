@@ -1,4 +1,4 @@
-"""The report card of a reducer: retention, grounding, alignment, hallucination, coherence, cost, and how sure we are.
+"""The report card of a reducer: retention, grounding, alignment, hallucination, thinking, coherence, cost, intervals.
 
 Every figure also stands as the difference to random tokens at the same place and budget, on the same questions, with an
 interval. There is no composite score. The figures themselves are those of `tokenary.probe.token_reduction_position`.
@@ -15,6 +15,7 @@ from tokenary.bench.record import ComparisonRecord, Start, plain_json
 from tokenary.bench.reduction_card.arms import Arms, Entry, entries
 from tokenary.bench.reduction_card.asking import caption_states
 from tokenary.bench.reduction_card.figures import Retention
+from tokenary.bench.reduction_card.language import text_part
 from tokenary.bench.reduction_card.questions import Asked
 from tokenary.bench.reduction_card.rows import Card, Say, explained
 from tokenary.bench.reduction_card.setting import weights_of
@@ -48,7 +49,7 @@ class ReductionCard(ComparisonRecord):
 
         Keys ``name``, ``role`` (none, blind, reducer, control), ``at``, ``keep``, ``beside`` (the reducer that it is a
         control of), ``cost``, ``accuracy``, ``retention``, ``figures``, ``alignment``; ``over_random`` with the same as
-        differences; ``positions`` and ``invariants`` of reducers.
+        differences; of reducers ``positions``, ``invariants``, ``seconds`` and ``same_time`` (over controls).
         """
         return self.record["arms"]
 
@@ -114,7 +115,8 @@ def reduction_card(
     resamples : int
         Of the bootstrap.
     text : str
-        A language model on whose texts those reducers are tried too that act between its layers; none by default.
+        A language model on whose texts and thoughts those reducers are tried too that act between its layers; none by
+        default.
     stability : bool
         Train small models with every reducer, at a ladder of learning rates; minutes.
     say : callable, optional
@@ -148,7 +150,7 @@ def reduction_card(
         if not any(row["role"] == "reducer" for row in rows):
             raise
         complete, text, stability = False, "", False
-    on_text, trained = _text(text, chosen, some, say), _stability(chosen, stability, say)
+    on_text, trained = text_part(text, chosen, some, say), _stability(chosen, stability, say)
     record = {
         **start.head(TOOL, complete, weights_of(net, name)),
         "settings": {
@@ -167,12 +169,6 @@ def _model(model: BenchVLM | str | Path) -> tuple[BenchVLM, str]:
         return model.eval().requires_grad_(False), model.config.name
     name = str(model) or available()[0]
     return load(name).requires_grad_(False), name
-
-
-def _text(name: str, chosen: Sequence[Entry], some: Mapping[str, Any], say: Say) -> dict[str, Any]:
-    from tokenary.bench.reduction_card.text import text_part
-
-    return text_part(name, chosen, some, say)
 
 
 def _stability(chosen: Sequence[Entry], wanted: bool, say: Say) -> dict[str, Any] | None:
@@ -196,6 +192,8 @@ def warnings(record: Mapping[str, Any]) -> list[str]:
             found.append(f"{arm['name']}: {', '.join(broken)} should be 0, so its other figures are in doubt")
     if record["text"]["left_out"]:
         found.append(record["text"]["left_out"])
+    elif not record["text"]["thinking"]["gate"]["counts"]:
+        found.append("thinking: the context does not help this model to answer, so reducing it says nothing there")
     if record["stability"] is None:
         found.append("training stability was not measured; it takes minutes and is asked for")
     return found

@@ -12,7 +12,7 @@ from torch import Tensor
 from tokenary.bench.reduction import retained
 from tokenary.bench.reduction_card.asking import Answers
 from tokenary.bench.reduction_card.questions import NEGATIVES, Asked
-from tokenary.core.statistics import Interval
+from tokenary.core.statistics import Array, Interval
 from tokenary.probe.token_reduction_position.alignment import linear_cka, mutual_neighbours, retrieved
 from tokenary.probe.token_reduction_position.coherence import distinct, longest_repeat
 from tokenary.probe.token_reduction_position.effects import Parts, effect, estimate, figures, jackknife
@@ -80,20 +80,21 @@ class Retention:
         self.families = [turn.family for turn in asked.families.turns]
         self.gates = gates(full, blind, self.families)
 
-    def __call__(self, runs: Runs, families: Sequence[str], minus: Runs | None = None) -> Interval:
-        """Return retention, the mean over some families, or its difference of two arms."""
+    def rights(self, runs: Runs) -> Array:
+        """Return which questions of the families an arm answers right, (seeds, n)."""
+        return np.stack([run.right[: len(self.families)] for run in runs])
+
+    def __call__(self, runs: Runs, families: Sequence[str], minus: Array | None = None) -> Interval:
+        """Return retention, the mean over some families, or its difference to that of right answers (n,)."""
         here = np.array([name in families for name in self.families])
-
-        def right(some: Runs) -> np.ndarray:
-            return np.stack([run.right[: len(here)] for run in some])[:, here]
-
         if not here.any():
             return Interval(float("nan"), float("nan"), float("nan"))
+        own, full, blind = (self.rights(each)[:, here] for each in (runs, [self.full], [self.blind]))
+        names = [name for name in self.families if name in families]
         found: Interval = retained(
-            right(runs), right([self.full]), right([self.blind]), [name for name in self.families if name in families],
-            minus=None if minus is None else right(minus), **self.some,
-        )  # fmt: skip
-        return Interval(found.value, found.low, found.high)
+            own, full, blind, names, minus=None if minus is None else minus[..., here], **self.some
+        )
+        return found
 
     @property
     def counted(self) -> list[str]:
@@ -102,8 +103,9 @@ class Retention:
 
     def row(self, runs: Runs, minus: Runs | None = None) -> dict[str, Any]:
         """Return retention of each family that counts, and the mean, as plain JSON types."""
-        means = {"mean": self(runs, self.counted, minus)}
-        return figures(means | {family: self(runs, [family], minus) for family in self.counted})
+        other = None if minus is None else self.rights(minus)
+        means = {"mean": self(runs, self.counted, other)}
+        return figures(means | {family: self(runs, [family], other) for family in self.counted})
 
 
 def compared(

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tokenary.bench.reduction_card.overthinking import finding
 from tokenary.bench.report import layout
+from tokenary.bench.same_time import CONTROLS, told
 from tokenary.core import page
 from tokenary.core.page import INK, PALETTE
 
@@ -55,7 +57,8 @@ def findings(record: Record) -> list[str]:
     lower = [arm["name"] for arm in reducers if _lowers(arm)]
     said = ", ".join(lower) if lower else "no reducer here"
     found.append(f"At the recall of random tokens, adversarial false yes is lower beyond the interval with {said}.")
-    return found
+    thinking = record["text"]["thinking"]
+    return found if thinking is None else [*found, finding(thinking)]
 
 
 def _retained(arm: Record) -> str:
@@ -84,6 +87,14 @@ def cells(arm: Record) -> list[str]:
 
 def _share(figure: Record | None) -> str:
     return "" if figure is None or figure["value"] is None else f"{figure['value']:.2f}"
+
+
+def interval(figure: Record, sign: str = "") -> str:
+    """Return a figure with its interval as text."""
+    if figure["value"] is None:
+        return "–"
+    between = "" if figure["low"] is None else f", {figure['low']:{sign}.2f} to {figure['high']:{sign}.2f}"
+    return f"{figure['value']:{sign}.2f}{between}"
 
 
 def plots(record: Record) -> list[dict[str, Any]]:
@@ -162,4 +173,7 @@ def render(record: Record) -> str:
         columns=[(name, "left" if name in ("arm", "at") else "right") for name, _ in COLUMNS],
         rows=[(arm, cells(arm)) for arm in record["arms"]],
         reducers=[arm for arm in record["arms"] if arm["role"] == "reducer"],
+        controls=CONTROLS,
+        told=told,
+        interval=interval,
     )

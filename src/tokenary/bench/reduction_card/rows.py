@@ -8,15 +8,13 @@ from typing import Any
 
 import torch
 
-from tokenary.bench.reduction import measure_times
 from tokenary.bench.reduction_card.arms import Arms, Entry, Runs
 from tokenary.bench.reduction_card.asking import answers_of, flipped
 from tokenary.bench.reduction_card.figures import Retention, alignment, compared
 from tokenary.bench.reduction_card.invariants import invariants
+from tokenary.bench.reduction_card.same_time import SameTime
 from tokenary.core.statistics import spearman
-from tokenary.models.bench_vlm.vocabulary import VOCABULARY
 from tokenary.probe.token_reduction_position.effects import Parts, effect, figures
-from tokenary.reduce.base import Point
 
 #: What of a map may explain what it does, over the reducers of a card.
 TRAITS = ("coverage", "evidence", "locality", "redundancy")
@@ -35,6 +33,8 @@ class Card:
     def rows(self, chosen: Sequence[Entry], say: Say) -> Iterator[dict[str, Any]]:
         """Ask one arm after the other, and give a row of each."""
         first = self.arms.random(chosen[0]) if chosen else None
+        say("plain controls over time")
+        time = SameTime(self.arms, self.retention)
         yield self.row("none", "none", "", "", [self.arms.full], first)
         yield self.row("blind", "blind", "", "0", [self.arms.blind], first)
         done = set()
@@ -42,7 +42,7 @@ class Card:
             say(entry.name)
             random = self.arms.random(entry)
             row = self.row(entry.name, "reducer", entry.at, str(entry.reducer.keep), self.arms.of(entry), random)
-            yield row | self._alone(entry)
+            yield row | self._alone(entry) | time.of(entry)
             for name, at, runs in self.arms.controls(entry):
                 if id(runs) in done:  # the same control stands beside several reducers
                     continue
@@ -77,22 +77,14 @@ class Card:
         }  # fmt: skip
 
     def _alone(self, entry: Entry) -> dict[str, Any]:
-        """Return what is measured of the reducer itself: positions, what must hold, and times."""
+        """Return what is measured of the reducer itself: positions, and what must hold."""
         arms, families = self.arms, len(self.retention.families)
         own, other = arms.of(entry)[0], answers_of(arms.model, flipped(entry.reducer), arms.asked, entry.at)
         first, second = (own, other) if entry.reducer.positions == "original" else (other, own)
         moved = effect(Parts.mean(first.right[:families]), Parts.mean(second.right[:families]), **self.some)
-        batch = arms.asked.families.batch
-        ids = torch.tensor([VOCABULARY.prompt("how many objects are there?")])
-        times = {
-            name: vars(measure_times(arms.model, reducer, batch.pixels[:1], ids, at=entry.at))
-            for name, reducer in (("reducer", entry.reducer), ("none", None))
-            if not hasattr(reducer, "look") and not (reducer is None and Point.stage_of(entry.at) == "vision")
-        }
         return {
             "positions": figures({"original_over_compact": moved}),
             "invariants": invariants(arms.model, entry.reducer, entry.at, arms.asked.families),
-            "seconds": times,
         }
 
 

@@ -1,14 +1,15 @@
 """Token reduction beyond efficiency (arXiv 2505.18227): what a reducer does to a model, as a vector of figures.
 
-The paper argues that fewer tokens can align modalities, curb hallucination, keep long inputs coherent and steady
-training. Each is a figure here, always as the difference to random dropping at the same budget on the same items, with
-an interval; there is no composite score. Modules of this folder hold the figures as pure functions:
+The paper argues that fewer tokens can align modalities, curb hallucination and over-thinking, keep long inputs coherent
+and steady training. Each is a figure here, always as the difference to random dropping at the same budget on the same
+items, with an interval; there is no composite score. Modules of this folder hold the figures as pure functions:
 
     effects        paired differences, bootstrap and jackknife intervals, rank correlation
     grounding      attention on the asked patches, through the token map
     maps           coverage, locality, redundancy, conservation of mass
     alignment      mutual neighbours, linear CKA, retrieval, with states pooled by size
     hallucination  false yes by kind of negative, also at equal recall; false names with recall; language prior
+    overthinking   answers on the way and at the end of a chain of thought, per token of it
     coherence      repetition, contradictions, positions
     stability      spikes, variation, largest stable rate, effective rank, sinks
 

@@ -65,6 +65,28 @@ class Passage:
     length: int
 
 
+@dataclass(frozen=True)
+class Riddle:
+    """Statements in a context of which one or two answer a question, and how it is asked and answered.
+
+    Parameters
+    ----------
+    context, question, forced : tuple of int
+        Token ids. A chain of thought follows the question; the answer's first token that tells the values apart follows
+        what is forced behind any part of it.
+    values : tuple of int
+        That token of every value.
+    stated : int
+        The right value.
+    """
+
+    context: tuple[int, ...]
+    question: tuple[int, ...]
+    forced: tuple[int, ...]
+    values: tuple[int, ...]
+    stated: int
+
+
 class Writer:
     """Makes items for one model.
 
@@ -113,6 +135,28 @@ class Writer:
         place = 1 + round(depth * (len(around) - 1))
         context = around[:place] + told + around[place:]
         return Fact(tuple(context), tuple(asked), self.values, stated, length, depth)
+
+    def riddle(self, length: int, number: int) -> Riddle:
+        """State the colours of three things in a context of `length` tokens, and ask for one of them.
+
+        With an odd number, what is asked for is said to have the colour of another one: two steps.
+        """
+        stream = substream(self.seed, "token-reduction-position", "riddle", length, number)
+        asked, second, third = (THINGS[i] for i in stream.permutation(len(THINGS))[:3])
+        stated, *others = (int(i) for i in stream.permutation(len(self.values))[:3])
+        right, *wrong = (list(self.told)[i] for i in (stated, *others))
+        one = {asked: right, second: wrong[1], third: wrong[0]}
+        two = {asked: f" in the same colour as {second}", second: right, third: wrong[0]}
+        said = [f" Remember that {thing} is painted{how}." for thing, how in (two if number % 2 else one).items()]
+        told = [self.encode(said[i]) for i in stream.permutation(len(said))]
+        around = self._prose(max(4, length - sum(map(len, told))), "riddle", number)
+        step, context = len(around) // 4, list[int]()
+        for i, each in enumerate(told):
+            context += around[i * step : (i + 1) * step] + each
+        context += around[len(told) * step :]
+        question = self.encode(f"\n\nQuestion: Which colour is {asked}?\nThoughts: As was said above,")
+        forced = self.encode(f"\nAnswer: {asked} is painted") + list(self.lead)
+        return Riddle(tuple(context), tuple(question), tuple(forced), self.values, stated)
 
     def facts(self, lengths: Sequence[int], each: int) -> list[Fact]:
         """State `each` facts at every length and depth."""

@@ -23,8 +23,9 @@ from tokenary.probe.token_reduction_position.passages import Fact, Passage
 
 #: Which of `count` tokens of an item's context stay, ascending.
 Keep = Callable[[int, int], Sequence[int]]
-#: Called with the model, where the tokens that may become fewer begin in the prompt, and how many they are.
-Inside = Callable[[Any, int, int], AbstractContextManager[Any]]
+#: Called with the model, the number of the item, where the tokens that may become fewer begin in the prompt, and how
+#: many they are.
+Inside = Callable[[Any, int, int, int], AbstractContextManager[Any]]
 
 
 @dataclass(frozen=True)
@@ -53,9 +54,9 @@ class Way:
         ids = [context[i] for i in kept] + list(tail)
         return ids, list(range(len(ids))) if self.compact else places
 
-    def around(self, model: Any, context: int) -> AbstractContextManager[Any]:
-        """Return what holds while the prompt is read and answered."""
-        return contextlib.nullcontext() if self.inside is None else self.inside(model, 1, context - 1)
+    def around(self, model: Any, number: int, context: int) -> AbstractContextManager[Any]:
+        """Return what holds while the prompt of an item is read and answered."""
+        return contextlib.nullcontext() if self.inside is None else self.inside(model, number, 1, context - 1)
 
 
 def at_random(share: float, seed: int) -> Keep:
@@ -87,8 +88,8 @@ def nothing(number: int, count: int) -> list[int]:
 def log_likelihoods(model: Any, way: Way, number: int, context: Sequence[int], tail: Sequence[int]) -> Tensor:
     """Return log-probabilities (L + 1, V) float32: of every token of the tail (L) in its place, and of the next one."""
     ids, positions = way.prompt(number, context, tail)
-    with way.around(model, len(ids) - len(tail)):
-        logits = _forward(model, ids, positions, None, len(tail) + 1)[0]
+    with way.around(model, number, len(ids) - len(tail)):
+        logits = forward(model, ids, positions, None, len(tail) + 1)[0]
     return logits[0].float().log_softmax(-1)
 
 
@@ -96,17 +97,30 @@ def log_likelihoods(model: Any, way: Way, number: int, context: Sequence[int], t
 def written(model: Any, way: Way, number: int, context: Sequence[int], count: int) -> list[int]:
     """Go on greedily for `count` tokens."""
     ids, positions = way.prompt(number, context, ())
-    found: list[int] = []
-    with way.around(model, len(ids)):
-        past, new, at = None, ids, positions
-        for _ in range(count):
-            logits, past = _forward(model, new, at, past, 1)
-            found.append(int(logits[0, -1].argmax()))
-            new, at = found[-1:], [at[-1] + 1]
-    return found
+    with way.around(model, number, len(ids)):
+        return greedy(model, ids, positions, count)[0]
 
 
-def _forward(model: Any, ids: Sequence[int], positions: Sequence[int], past: Any, rows: int) -> tuple[Tensor, Any]:
+def greedy(
+    model: Any, ids: Sequence[int], positions: Sequence[int], count: int, ends: Callable[[int], bool] | None = None
+) -> tuple[list[int], Any]:
+    """Read a prompt and go on for `count` tokens, or up to one that ends the text; return them and the cache.
+
+    The cache holds all of them where the text ended, else all but the last.
+    """
+    found, past, new, at = list[int](), None, ids, positions
+    while len(found) < count:
+        logits, past = forward(model, new, at, past, 1)
+        best = int(logits[0, -1].argmax())
+        if ends is not None and ends(best):
+            break
+        found.append(best)
+        new, at = found[-1:], [at[-1] + 1]
+    return found, past
+
+
+def forward(model: Any, ids: Sequence[int], positions: Sequence[int], past: Any, rows: int) -> tuple[Tensor, Any]:
+    """Read tokens at their positions behind a cache; return the logits (1, rows, V) of the last ones, and the cache."""
     given = {name: torch.tensor([list(values)], device=model.device)
              for name, values in (("input_ids", ids), ("position_ids", positions))}  # fmt: skip
     if past is None:  # one mask of ones keeps gaps in the positions from being read as packed texts
