@@ -7,11 +7,12 @@ THREADS ?= 2
 MAIN := --model smollm2 --with token-recycling --with aded --with prompt-lookup \
         --with keyformer:keep=50% --with random:keep=50% --with recent:keep=50%
 
-.PHONY: help demo test lint bench claims docs clean
+.PHONY: help demo test test-triton lint bench claims docs clean
 
 help:
 	@echo "make demo     install into .venv and compare the methods on SmolLM2-135M: table, out/report.html"
 	@echo "make test     the test suite (TOKENARY_DATA: a folder of public data sets, if there is one)"
+	@echo "make test-triton  its kernels in its interpreter; Triton (1 GB) goes to build/triton, and is no dependency"
 	@echo "make lint     ruff, mypy, import-linter"
 	@echo "make bench    the comparison that README quotes, with other programs beside: results/compare"
 	@echo "make claims   run every claim, and write docs/ledger.md (long)"
@@ -45,6 +46,10 @@ demo: .venv/.base .venv/.model
 
 test: .venv/.base .venv/.model .venv/.dev .venv/.browser
 	OMP_NUM_THREADS=$(THREADS) $(BIN)/python -m pytest -m "not slow"
+
+test-triton: .venv/.dev
+	test -d build/triton || $(PIP) --no-deps --target build/triton triton
+	PYTHONPATH=build/triton $(BIN)/python -m pytest tests/memory/test_kernels.py -k interpreter
 
 lint: .venv/.dev
 	$(BIN)/ruff check src tests docs scripts

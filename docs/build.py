@@ -202,8 +202,8 @@ def compare_memory() -> str:
     from tokenary.bench.memory_report import cells, columns, findings
 
     lines: list[str] = []
-    for path in sorted((ROOT / "results").glob("compare-memory*/results.json")):
-        record = json.loads(path.read_text(encoding="utf-8"))
+    found = (json.loads(path.read_text("utf-8")) for path in (ROOT / "results").glob("compare-memory*/results.json"))
+    for record in sorted(found, key=lambda each: (each["model"]["name"] != "smollm2", each["settings"]["context"])):
         names = [name for name, _ in columns(record)]
         settings, machine = record["settings"], record["machine"]
         about = (
@@ -213,7 +213,8 @@ def compare_memory() -> str:
         )
         notes = [f"- {note}" for note in (*record["left_out"], *record["warnings"])]
         rows = [cells(point) for point in record["points"]]
-        lines += [" ".join(findings(record)), "", *markdown(names, rows), "", about, "", *notes, ""]
+        title = f"### {record['model']['name']}, {settings['context']:,} tokens"
+        lines += [title, "", " ".join(findings(record)), "", *markdown(names, rows), "", about, "", *notes, ""]
     command = "tokenary compare --room memory --context 8192 --peers --out results/compare-memory"
     return "\n".join(lines).rstrip() or f"*{NOT_YET}: `{command}` measures it.*"
 

@@ -32,7 +32,7 @@ def findings(record: Record) -> list[str]:
     found = [f"Behind {record['settings']['context']:,} tokens, {_hidden(full)} with the full cache."]
     best = _best([point for point in points if not point["control"] and not point["peer"]])
     if best:
-        found.append(f"At up to {CHEAP:.0%} of the cost, {best['recipe']} raises the loss least: {_worth(best)}.")
+        found.append(f"At up to {CHEAP:.0%} of the cost, {best['recipe']} does least harm: {_worth(best)}.")
         rivals = {"the controls": "control", "other programs": "peer"}
         for name, kind in rivals.items():
             rival = _best([point for point in points if point[kind] and point is not full])
@@ -42,7 +42,7 @@ def findings(record: Record) -> list[str]:
 
 
 def _best(points: Sequence[Record]) -> Record | None:
-    """Of the cheap memories the one that raises the loss least, all workloads alike."""
+    """Of the cheap memories the one with the least loss, all workloads alike."""
     return min((point for point in points if point["share"] <= CHEAP), key=_increase, default=None)
 
 
@@ -52,7 +52,9 @@ def _increase(point: Record) -> float:
 
 
 def _worth(point: Record) -> str:
-    return f"by {_increase(point):.2f} nats a token, {_hidden(point)}, {_cost(point)}"
+    more = _increase(point)
+    change = f"{abs(more):.2f} nats a token {'more' if more > 0 else 'less'} than with all"
+    return f"{change}, {_hidden(point)}, {_cost(point)}"
 
 
 def _hidden(point: Record) -> str:
