@@ -81,7 +81,7 @@ def convert(file: Path, converter: str, sha256: str, eos: Sequence[str] = ()) ->
     target = converted_folder(sha256)
     if target.is_dir():
         return target
-    with disk_errors(), locked(f"convert-{sha256}"):
+    with disk_errors(), locked(f"convert-{sha256}"), quiet():
         if target.is_dir():  # another process was faster
             return target
         partial = target.with_name(f"{sha256}.partial")
@@ -91,9 +91,8 @@ def convert(file: Path, converter: str, sha256: str, eos: Sequence[str] = ()) ->
             model, tokenizer = CONVERTERS[converter](file)
             if eos:
                 model.generation_config.eos_token_id = tokenizer.convert_tokens_to_ids(list(eos))
-            with quiet():
-                model.save_pretrained(partial)
-                tokenizer.save_pretrained(partial)
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
             about = {"source": file.name, "sha256": sha256, "converter": converter, "dtype": str(model.dtype)[6:]}
             (partial / "tokenary.json").write_text(json.dumps(about, indent=2) + "\n")
             partial.rename(target)
@@ -107,7 +106,7 @@ def _from_gguf(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     parameters, eos = _inspect_gguf(file)
     dtype = torch.float32 if parameters <= FLOAT32_LIMIT else torch.bfloat16
     try:
-        with quiet(), contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader draws a bar that has no switch
+        with contextlib.redirect_stderr(io.StringIO()):  # its GGUF reader draws a bar that has no switch
             model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=dtype)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except torch.OutOfMemoryError:
@@ -155,8 +154,7 @@ def _from_minimind_onnx(file: Path) -> tuple[PreTrainedModel, PreTrainedTokenize
         graph = onnx.load(package / "onnx" / "model_quantized.onnx").graph
         arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
         config = LlamaConfig.from_pretrained(package)
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(package)
+        tokenizer = AutoTokenizer.from_pretrained(package)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
