@@ -219,6 +219,16 @@ def compare_memory() -> str:
     return "\n".join(lines).rstrip() or f"*{NOT_YET}: `{command}` measures it.*"
 
 
+def past_context() -> str:
+    """Return the headlines of long texts past the context that their model was made for."""
+    from tokenary.bench.memory_report import findings
+
+    found = (json.loads(path.read_text("utf-8")) for path in (ROOT / "results").glob("compare-memory*/results.json"))
+    past = [record for record in found if record["settings"]["context"] > record["model"]["context"]]
+    said = [f"{record['model']['name']}: {' '.join(findings(record))}" for record in past]
+    return "\n\n".join(said) or f"*{NOT_YET}: `tokenary compare --room memory --context 12288` measures it.*"
+
+
 def compare_reduce() -> str:
     """Return what reducers of image tokens keep, from ``results/compare-reduce``."""
     from tokenary.bench.reduce_report import cells, columns, findings, title
@@ -289,6 +299,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "reads": reads,
     "index-search": index_search,
     "block-sparse": block_sparse,
+    "past-context": past_context,
     "codec": codec,
     "codec-speed": codec_speed,
 }

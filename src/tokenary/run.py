@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -315,7 +315,7 @@ class Generation:
         for pieces in self.passes():
             yield from pieces
 
-    def passes(self) -> Iterator[list[Piece]]:
+    def passes(self) -> Generator[list[Piece], None, None]:
         """Run, and yield what each pass added: nothing, where it read a piece of a long prompt."""
         count = len(self._loop.sequences)
         self._first, self._last = [0.0] * count, [0.0] * count

@@ -240,15 +240,16 @@ class TokenLayer(CacheLayerMixin):
         assert self.storage is not None
         rows, sources, targets, numbers = list[int](), list[int](), list[int](), list[int]()
         for row, path in enumerate(paths):
-            start, first = self.held[row] - self.stored[row], self.committed[row]
-            for at, node in enumerate(path):
-                rows.append(row)
-                sources.append(self.n_open + node)
-                targets.append(start + at)
-                numbers.append(first + at)
-            self.held[row] += len(path)
-            self.committed[row] += len(path)
-        if sources != targets:  # else they already lie there
+            start, first, count = self.held[row] - self.stored[row], self.committed[row], len(path)
+            lies = start == self.n_open and (not count or path[-1] == count - 1)
+            if self.positions is not None or not lies:
+                rows += [row] * count
+                sources += [self.n_open + node for node in path]
+                targets += range(start, start + count)
+                numbers += range(first, first + count)
+            self.held[row] += count
+            self.committed[row] += count
+        if sources != targets:
             row, source, target = torch.tensor([rows, sources, targets], device=self.device)
             self.storage[:, row, :, target] = self.storage[:, row, :, source]
         if self.positions is not None and rows:

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tokenary.bench.reduction_card.overthinking import finding
-from tokenary.bench.report import layout
 from tokenary.bench.same_time import CONTROLS, told
 from tokenary.core import page
-from tokenary.core.page import INK, PALETTE
+from tokenary.core.page import INK, PALETTE, layout
 
 Record = Mapping[str, Any]
 #: Column of the table, and the figure in it; retention and cost have places of their own.

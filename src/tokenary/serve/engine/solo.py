@@ -83,5 +83,5 @@ class SoloLane:
     def drop(self, work: Work) -> None:
         """Forget a job that ended from outside."""
         self.works.remove(work)
-        self._passes.close()  # type: ignore[attr-defined]
+        self._passes.close()
         self._generation = None
